@@ -1,0 +1,280 @@
+//! The two doors of the admin API: a Unix socket (mode 0660, the file's owner and group are the permission) and, when
+//! configured, TCP on loopback with a token. Both under deadlines and a connection cap, so that the API itself can not be
+//! used to exhaust the daemon.
+
+use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use axum::Router;
+use axum::http::{Request, StatusCode, header};
+use axum::response::IntoResponse;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, UnixListener};
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+use tower::ServiceExt;
+
+use super::Refused;
+use super::auth::{Token, Verdict, host_is_ours, origin_is_ours};
+use crate::clock::Clock;
+use crate::config::Code;
+
+/// Connections at once on each door.
+const CONNECTIONS: usize = 256;
+/// For the head of a request, and between two pieces of its body; also how long a connection may sit idle between two.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+/// Linux's `sun_path` less its end.
+const SOCKET_PATH_BYTES: usize = 107;
+
+/// Both doors, bound but not yet open.
+pub struct Door {
+    socket: UnixListener,
+    path: SocketFile,
+    tcp: Option<(TcpListener, SocketAddr)>,
+}
+
+/// The socket's name in the file system, taken away with its owner: a start that fails later leaves none behind.
+struct SocketFile(PathBuf);
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+impl Door {
+    /// Binds the socket (an old file without a daemon behind it is replaced) and, with an address, the TCP listener.
+    pub async fn bind(path: &Path, tcp: Option<SocketAddr>) -> std::io::Result<Self> {
+        if path.as_os_str().len() > SOCKET_PATH_BYTES {
+            let text = format!(
+                "socket path is {} bytes, more than {SOCKET_PATH_BYTES}",
+                path.as_os_str().len()
+            );
+            return Err(std::io::Error::new(std::io::ErrorKind::InvalidFilename, text));
+        }
+        if path.exists() {
+            if tokio::net::UnixStream::connect(path).await.is_ok() {
+                return Err(std::io::Error::new(
+                    std::io::ErrorKind::ResourceBusy,
+                    "another narae runs on this data directory",
+                ));
+            }
+            std::fs::remove_file(path)?;
+        }
+        let socket = UnixListener::bind(path)?;
+        let file = SocketFile(path.to_owned());
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660))?;
+        let tcp = match tcp {
+            Some(address) => {
+                let listener = TcpListener::bind(address)
+                    .await
+                    .map_err(|e| std::io::Error::new(e.kind(), format!("admin.listen {address}: {e}")))?;
+                let address = listener.local_addr()?;
+                Some((listener, address))
+            }
+            None => None,
+        };
+        Ok(Self {
+            socket,
+            path: file,
+            tcp,
+        })
+    }
+
+    /// Where the TCP door is, if there is one.
+    pub fn address(&self) -> Option<SocketAddr> {
+        self.tcp.as_ref().map(|(_, address)| *address)
+    }
+
+    /// Serves until `stop`, then takes the socket file away.
+    pub async fn serve(self, router: Router, token: Arc<Token>, clock: Clock, stop: CancellationToken) {
+        // Each door has its own: strangers on TCP never lock the socket's owner out.
+        let slots = || Arc::new(Semaphore::new(CONNECTIONS));
+        let socket = accept(self.socket, router.clone(), slots(), stop.clone());
+        let tcp = async {
+            if let Some((listener, address)) = self.tcp {
+                accept(
+                    listener,
+                    guarded(router, token, clock, address.port()),
+                    slots(),
+                    stop.clone(),
+                )
+                .await;
+            }
+        };
+        tokio::join!(socket, tcp);
+        drop(self.path);
+    }
+}
+
+/// What both listeners do.
+trait Accept {
+    type Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static;
+
+    fn next(&self) -> impl Future<Output = std::io::Result<Self::Stream>> + Send;
+}
+
+impl Accept for UnixListener {
+    type Stream = tokio::net::UnixStream;
+
+    async fn next(&self) -> std::io::Result<Self::Stream> {
+        Ok(self.accept().await?.0)
+    }
+}
+
+impl Accept for TcpListener {
+    type Stream = tokio::net::TcpStream;
+
+    async fn next(&self) -> std::io::Result<Self::Stream> {
+        Ok(self.accept().await?.0)
+    }
+}
+
+async fn accept(listener: impl Accept, router: Router, slots: Arc<Semaphore>, stop: CancellationToken) {
+    loop {
+        let Ok(slot) = Arc::clone(&slots).acquire_owned().await else {
+            return;
+        };
+        let accepted = tokio::select! {
+            () = stop.cancelled() => return,
+            accepted = listener.next() => accepted,
+        };
+        match accepted {
+            Ok(stream) => drop(tokio::spawn(connection(stream, router.clone(), stop.clone(), slot))),
+            // Out of descriptors: a pause, so that this does not spin.
+            Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
+        }
+    }
+}
+
+async fn connection(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    router: Router,
+    stop: CancellationToken,
+    slot: tokio::sync::OwnedSemaphorePermit,
+) {
+    let service = hyper::service::service_fn(move |request: Request<hyper::body::Incoming>| {
+        let router = router.clone();
+        async move {
+            router
+                .oneshot(request.map(|body| axum::body::Body::new(Paced::new(body))))
+                .await
+        }
+    });
+    let served = hyper::server::conn::http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIMEOUT)
+        .max_headers(100)
+        .serve_connection(TokioIo::new(stream), service)
+        .with_upgrades();
+    tokio::pin!(served);
+    tokio::select! {
+        result = &mut served => {
+            if let Err(error) = result {
+                tracing::debug!(error = %error, "admin connection ended");
+            }
+        }
+        // Followers never end by themselves; what is being answered gets a moment.
+        () = stop.cancelled() => {
+            served.as_mut().graceful_shutdown();
+            let _ = tokio::time::timeout(Duration::from_secs(1), served).await;
+        }
+    }
+    drop(slot);
+}
+
+/// A request body that is given up when nothing of it comes for [`HEAD_TIMEOUT`].
+struct Paced {
+    body: hyper::body::Incoming,
+    until: Pin<Box<tokio::time::Sleep>>,
+}
+
+impl Paced {
+    fn new(body: hyper::body::Incoming) -> Self {
+        Self {
+            body,
+            until: Box::pin(tokio::time::sleep(HEAD_TIMEOUT)),
+        }
+    }
+}
+
+impl hyper::body::Body for Paced {
+    type Data = bytes::Bytes;
+    type Error = axum::BoxError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<hyper::body::Frame<Self::Data>, Self::Error>>> {
+        if let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(cx) {
+            let next = tokio::time::Instant::now() + HEAD_TIMEOUT;
+            self.until.as_mut().reset(next);
+            return Poll::Ready(frame.map(|f| f.map_err(Into::into)));
+        }
+        self.until
+            .as_mut()
+            .poll(cx)
+            .map(|()| Some(Err("the body stopped coming".into())))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> hyper::body::SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// The TCP door's guard: our own host and origin, and the token (health needs none).
+fn guarded(router: Router, token: Arc<Token>, clock: Clock, port: u16) -> Router {
+    router.layer(axum::middleware::from_fn(
+        move |request: axum::extract::Request, next: axum::middleware::Next| {
+            let (token, clock) = (Arc::clone(&token), clock.clone());
+            async move {
+                let headers = request.headers();
+                let text = |name| {
+                    headers
+                        .get(name)
+                        .and_then(|v: &axum::http::HeaderValue| v.to_str().ok())
+                };
+                if !host_is_ours(text(header::HOST), port) || !origin_is_ours(text(header::ORIGIN), port) {
+                    let text = "this door answers to loopback names only, and to no other site's pages";
+                    return Refused::new(StatusCode::FORBIDDEN, Code::Unauthorized, text).into_response();
+                }
+                if request.uri().path() == "/healthz" {
+                    return next.run(request).await;
+                }
+                let given = text(header::AUTHORIZATION).and_then(|v| v.strip_prefix("Bearer "));
+                let verdict = token.judge(given, clock.monotonic());
+                match verdict {
+                    Verdict::Right => next.run(request).await,
+                    Verdict::Wrong => {
+                        let help = Some("the token is in the file `admin.token` of the data directory".to_owned());
+                        Refused::with_help(
+                            StatusCode::UNAUTHORIZED,
+                            Code::Unauthorized,
+                            "a valid bearer token is needed here",
+                            help,
+                        )
+                        .into_response()
+                    }
+                    Verdict::TooMany => {
+                        let refused = Refused::new(
+                            StatusCode::TOO_MANY_REQUESTS,
+                            Code::TooManyGuesses,
+                            "too many wrong tokens",
+                        );
+                        ([(header::RETRY_AFTER, "1")], refused).into_response()
+                    }
+                }
+            }
+        },
+    ))
+}

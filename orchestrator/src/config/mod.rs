@@ -1,0 +1,42 @@
+//! Floor 1: what people write, as what it means. Text in, a model or every mistake at once out.
+//!
+//! One table of keys ([`keys`]) drives reading, the messages, the JSON Schema, the environment variables and printing. This floor
+//! knows no file system, no clock and no socket: callers hand it text and a name for the messages.
+
+pub mod artifact;
+pub mod checks;
+pub mod codes;
+pub mod cross;
+pub mod diagnostic;
+pub mod diff;
+pub mod fields;
+pub mod fmt;
+pub mod hosts;
+pub mod keys;
+pub mod layers;
+pub mod node;
+pub mod node_keys;
+pub mod outside;
+pub mod places;
+pub mod print;
+mod quantity;
+pub mod read;
+pub mod schema;
+pub mod service;
+pub mod service_keys;
+pub mod set;
+pub mod units;
+
+pub use artifact::{artifact, digest_mismatch};
+pub use codes::{Code, explain};
+pub use cross::{cross, cross_at};
+pub use diagnostic::{Problem, Severity, Source, footer, render_all, visible};
+pub use diff::{Change, diff};
+pub use fmt::fmt;
+pub use layers::{Origin, layers};
+pub use node::{CheckedNode, changes, node};
+pub use places::place_of;
+pub use print::{effective, effective_node};
+pub use schema::{Which, schema};
+pub use service::{Checked, service};
+pub use set::set;

@@ -1,0 +1,223 @@
+//! Floor 3: the leader's shell, and the loop that drives both planners. Observes the store and the node, asks `plan::fleet`,
+//! writes what it decided, lets the agent do its part, and sleeps until something changed or `wake_at`.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+
+use crate::agent::Agent;
+use crate::clock::Clock;
+use crate::events::{Events, Occurrence};
+use crate::model::{EventKind, Millis, ServiceName};
+use crate::plan::{Desired, FleetAction, FleetView, Note, Plan, words};
+use crate::store::{Records, RecordsError};
+
+/// After a write that the store did not take (disk full, changed underneath) the loop comes again so soon.
+const RETRY_AFTER: Duration = Duration::from_millis(250);
+/// Actions follow from actions (started, then admitted); past this many turns at once others get the thread.
+const TURNS_AT_ONCE: usize = 64;
+
+/// The leader's shell.
+pub struct Controller {
+    pub records: Arc<Records>,
+    pub agent: Arc<Agent>,
+    pub events: Arc<Events>,
+    pub clock: Clock,
+    pub wake: Arc<Notify>,
+    /// The last desired state read, for readers that need no snapshot of their own.
+    desired: Mutex<Arc<Desired>>,
+    view: Mutex<FleetView>,
+    read: AtomicBool,
+    /// Called with the name of a service that is gone for good.
+    on_forget: Box<dyn Fn(&ServiceName) + Send + Sync>,
+}
+
+impl Controller {
+    pub fn new(
+        records: Arc<Records>,
+        agent: Arc<Agent>,
+        events: Arc<Events>,
+        clock: Clock,
+        wake: Arc<Notify>,
+        on_forget: Box<dyn Fn(&ServiceName) + Send + Sync>,
+    ) -> Arc<Self> {
+        let desired = Mutex::default();
+        let read = AtomicBool::new(false);
+        Arc::new(Self {
+            records,
+            agent,
+            events,
+            clock,
+            wake,
+            desired,
+            view: Mutex::default(),
+            read,
+            on_forget,
+        })
+    }
+
+    /// The desired state as the loop last read it.
+    pub fn desired(&self) -> Arc<Desired> {
+        Arc::clone(&self.desired.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// The store was read at least once.
+    pub fn has_read(&self) -> bool {
+        self.read.load(Ordering::Acquire)
+    }
+
+    /// Runs until `stop`.
+    pub async fn run(&self, stop: CancellationToken) {
+        while !stop.is_cancelled() {
+            let wake_at = self.turns().await;
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = self.wake.notified() => {}
+                () = until(&self.clock, wake_at) => {}
+            }
+        }
+    }
+
+    /// Turns until nothing more is to be done at once.
+    async fn turns(&self) -> Option<Millis> {
+        for _ in 0..TURNS_AT_ONCE {
+            let (wake_at, acted) = self.turn().await;
+            if !acted {
+                return wake_at;
+            }
+            tokio::task::yield_now().await;
+        }
+        Some(self.clock.monotonic())
+    }
+
+    /// One look, plan and act of both planners. What the store does not take is told and tried again; it never keeps the node
+    /// from healing, draining and admitting what it has.
+    async fn turn(&self) -> (Option<Millis>, bool) {
+        let mut failed = None;
+        let desired = match self.records.load().await {
+            Ok((desired, _)) => {
+                *self.desired.lock().unwrap_or_else(PoisonError::into_inner) = Arc::clone(&desired);
+                self.read.store(true, Ordering::Release);
+                desired
+            }
+            Err(error) => {
+                failed = Some(error);
+                self.desired()
+            }
+        };
+        let now = self.clock.monotonic();
+        let view = self.look(&desired, now);
+        let Plan {
+            actions,
+            notes,
+            wake_at,
+        } = crate::plan::fleet::fleet(&desired, &view, now);
+        let mut assignment = view.assigned;
+        let mut wrote = false;
+        for action in actions {
+            match action {
+                // Without a desired state that was ever read there is nothing to assign.
+                FleetAction::Assign { assignment: new } if self.has_read() => assignment = new,
+                FleetAction::Assign { .. } => {}
+                other => match self.write(other).await {
+                    Ok(()) => wrote = true,
+                    Err(error) => failed = Some(error),
+                },
+            }
+        }
+        let (node_wake, acted) = self.agent.step(assignment, notes, now);
+        let mut wake_at = earliest(wake_at, node_wake);
+        if let Some(error) = failed {
+            tracing::error!(
+                error = crate::agent::report(&error),
+                "cannot use desired state; trying again"
+            );
+            wake_at = earliest(wake_at, Some(now.plus(RETRY_AFTER)));
+        }
+        (wake_at, wrote || acted)
+    }
+
+    /// What the fleet planner sees: since when things hold is remembered from the last look.
+    fn look(&self, desired: &Desired, now: Millis) -> FleetView {
+        let mut view = self.view.lock().unwrap_or_else(PoisonError::into_inner);
+        view.replicas = self.agent.replicas();
+        view.assigned = self.agent.assigned();
+        crate::plan::fleet::observe(desired, &mut view, now);
+        view.clone()
+    }
+
+    async fn write(&self, action: FleetAction) -> Result<(), RecordsError> {
+        let at = self.clock.wall();
+        match action {
+            FleetAction::Prove { service, revision } => {
+                self.records.prove(&service, revision, at).await?;
+                let text = format!("revision {revision} proved itself and is stable");
+                self.event(EventKind::Proved, &service, Some(revision), text);
+            }
+            FleetAction::Refuse {
+                service,
+                revision,
+                why,
+                detail,
+                back_to,
+            } => {
+                self.records
+                    .refuse(&service, revision, why, detail.clone(), back_to, at)
+                    .await?;
+                self.records.trim(&service).await?;
+                let text = format!("revision {revision} refused ({}): {detail}", words::why(why));
+                self.event(EventKind::Refused, &service, Some(revision), text);
+                if let Some(back) = back_to {
+                    let text = format!("rolled back from revision {revision} to {back}: {detail}");
+                    self.event(EventKind::RolledBack, &service, Some(back), text);
+                }
+            }
+            FleetAction::Forget { service } => {
+                self.records.forget(&service).await?;
+                self.event(EventKind::Deleted, &service, None, "deleted".into());
+                (self.on_forget)(&service);
+            }
+            FleetAction::Assign { .. } => {}
+        }
+        Ok(())
+    }
+
+    fn event(
+        &self,
+        kind: EventKind,
+        service: &ServiceName,
+        revision: Option<crate::model::RevisionNumber>,
+        text: String,
+    ) {
+        self.events.record(
+            kind,
+            Some(service),
+            Occurrence {
+                revision,
+                ..Occurrence::new(text)
+            },
+        );
+    }
+}
+
+fn earliest(a: Option<Millis>, b: Option<Millis>) -> Option<Millis> {
+    match (a, b) {
+        (Some(a), Some(b)) => Some(a.min(b)),
+        (a, b) => a.or(b),
+    }
+}
+
+async fn until(clock: &Clock, at: Option<Millis>) {
+    match at {
+        Some(at) => tokio::time::sleep(clock.until(at)).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Notes of one service, newest last.
+pub fn notes_of(notes: &[Note]) -> Vec<String> {
+    notes.iter().map(|n| n.text.clone()).collect()
+}

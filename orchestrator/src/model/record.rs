@@ -1,0 +1,90 @@
+//! What the store keeps: desired state and the history of revisions.
+
+use narae_runtime::{Digest, Kind};
+use serde::{Deserialize, Serialize};
+
+use super::ids::{ReplicaCount, RevisionNumber, ServiceName};
+use super::service::ServiceSpec;
+use super::time::Timestamp;
+
+/// Desired state of one service, key `services/<name>`. One `wanted` and one `stable` revision; no deployment object.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServiceRecord {
+    pub name: ServiceName,
+    /// The revision that should serve.
+    pub wanted: RevisionNumber,
+    /// The last revision that proved itself; keeps serving until `wanted` has, and is what a refusal goes back to.
+    pub stable: Option<RevisionNumber>,
+    /// The number the next revision gets.
+    pub next_revision: RevisionNumber,
+    /// Set by `scale`; wins over the file's `replicas` until the next deploy.
+    pub scaled: Option<ReplicaCount>,
+    /// The newest revision that `scaled` holds for: a newer one begins with its own file's count, and what serves meanwhile
+    /// (or again, after a refusal) keeps the number it was scaled to. None: it holds for all.
+    #[serde(default)]
+    pub scaled_under: Option<RevisionNumber>,
+    /// `stop` was asked for: no replica runs, the routes answer 503.
+    pub stopped: bool,
+    /// Counts `restart`s: replicas of an older generation are replaced, new beside old.
+    pub generation: u64,
+    /// `delete` was asked for: drained, then forgotten.
+    pub deleting: bool,
+    pub created_at: Timestamp,
+    pub changed_at: Timestamp,
+}
+
+/// One immutable revision, key `revisions/<name>/<n>`; only `state` ever changes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Revision {
+    pub service: ServiceName,
+    pub number: RevisionNumber,
+    pub digest: Digest,
+    pub kind: Kind,
+    pub spec: ServiceSpec,
+    /// The TOML as it was sent.
+    pub source: String,
+    pub created_at: Timestamp,
+    /// `deploy`, `undo to 3`, …
+    pub cause: String,
+    pub state: RevisionState,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "state", rename_all = "snake_case")]
+pub enum RevisionState {
+    /// Being rolled out, or waiting for it.
+    Pending,
+    /// Proved itself; `stable` of its service, or was once.
+    Proved { at: Timestamp },
+    /// Never tried again by itself.
+    Refused(Refusal),
+    /// Another revision was deployed before this one was proved.
+    Superseded { at: Timestamp },
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refusal {
+    pub why: Why,
+    /// One printable sentence for people.
+    pub detail: String,
+    pub at: Timestamp,
+}
+
+/// Why a revision was refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Why {
+    /// Its start trapped three times.
+    StartTrapped,
+    /// The startup probe ran out.
+    NeverReady,
+    /// No progress within `rollout.progress_deadline`.
+    NoProgress,
+    /// New replicas died after they were serving, before the revision was proved.
+    Died,
+    /// It could not be compiled or linked.
+    CannotPrepare,
+    /// Someone asked: `rollout abort`, `undo`.
+    Asked,
+}

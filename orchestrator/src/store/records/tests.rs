@@ -1,0 +1,275 @@
+//! Records over the memory store.
+
+use narae_runtime::{Limits, Outbound};
+
+use super::*;
+use crate::model::service::{Logs, Restart, Rollout, StartupProbe, Traffic, World};
+use crate::store::MemoryStore;
+
+const AT: Timestamp = Timestamp(1000);
+
+fn block_on<T>(task: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_current_thread()
+        .build()
+        .unwrap()
+        .block_on(task)
+}
+
+fn name() -> ServiceName {
+    "hello".parse().unwrap()
+}
+
+fn new(module: &str) -> NewRevision {
+    let spec = ServiceSpec {
+        name: name(),
+        description: None,
+        module: module.to_owned(),
+        digest: None,
+        world: World::Auto,
+        args: vec![],
+        replicas: ReplicaCount::ONE,
+        depends_on: vec![],
+        labels: BTreeMap::new(),
+        env: BTreeMap::new(),
+        config: BTreeMap::new(),
+        limits: Limits::default(),
+        routes: vec![],
+        traffic: Traffic::default(),
+        startup: StartupProbe::default(),
+        readiness: None,
+        restart: Restart::default(),
+        rollout: Rollout {
+            keep_revisions: 3,
+            ..Rollout::default()
+        },
+        keyvalue: vec![],
+        outbound: Outbound::default(),
+        logs: Logs::default(),
+    };
+    let source = format!("module = \"{module}\"");
+    NewRevision {
+        digest: Digest::of(module.as_bytes()),
+        kind: Kind::Http02,
+        spec,
+        source,
+        cause: "deploy".to_owned(),
+    }
+}
+
+fn records() -> Records {
+    Records::new(Arc::new(MemoryStore::new()))
+}
+
+fn deploy(records: &Records, module: &str) -> Deployed {
+    block_on(records.deploy(new(module), None, AT)).unwrap()
+}
+
+fn numbers(records: &Records) -> Vec<u64> {
+    block_on(records.history(&name()))
+        .unwrap()
+        .iter()
+        .map(|revision| revision.number.0)
+        .collect()
+}
+
+#[test]
+fn a_deploy_makes_a_revision_and_the_same_again_changes_nothing() {
+    let records = records();
+    let first = deploy(&records, "a");
+    assert_eq!(
+        first,
+        Deployed {
+            revision: RevisionNumber(1),
+            changed: true,
+            previous: None
+        }
+    );
+    let again = deploy(&records, "a");
+    assert_eq!(
+        again,
+        Deployed {
+            revision: RevisionNumber(1),
+            changed: false,
+            previous: Some(RevisionNumber(1))
+        }
+    );
+    let (desired, _) = block_on(records.load()).unwrap();
+    let service = &desired.services[&name()];
+    assert_eq!(service.record.wanted, RevisionNumber(1));
+    assert_eq!(service.revisions[&RevisionNumber(1)].state, RevisionState::Pending);
+}
+
+#[test]
+fn a_deploy_over_an_unproved_revision_supersedes_it_and_keeps_the_stable_one() {
+    let records = records();
+    deploy(&records, "a");
+    block_on(records.prove(&name(), RevisionNumber(1), AT)).unwrap();
+    deploy(&records, "b");
+    deploy(&records, "c");
+    let (desired, _) = block_on(records.load()).unwrap();
+    let service = &desired.services[&name()];
+    assert_eq!(service.record.stable, Some(RevisionNumber(1)));
+    assert_eq!(service.revisions.keys().map(|n| n.0).collect::<Vec<_>>(), [1, 2, 3]);
+    let second = block_on(records.revision(&name(), RevisionNumber(2))).unwrap();
+    assert_eq!(second.state, RevisionState::Superseded { at: AT });
+}
+
+#[test]
+fn a_deploy_with_another_precondition_changes_nothing() {
+    let records = records();
+    let deploy_if = |module, revision| block_on(records.deploy(new(module), Some(revision), AT));
+    assert!(matches!(
+        deploy_if("a", 1),
+        Err(RecordsError::Changed { found: None, .. })
+    ));
+    deploy_if("a", 0).unwrap();
+    assert!(matches!(
+        deploy_if("b", 0),
+        Err(RecordsError::Changed {
+            found: Some(RevisionNumber(1)),
+            ..
+        })
+    ));
+    deploy_if("b", 1).unwrap();
+    assert_eq!(numbers(&records), [1, 2]);
+}
+
+fn refuse(records: &Records, number: u64, why: Why) -> ServiceRecord {
+    let back = Some(RevisionNumber(1));
+    block_on(records.refuse(&name(), RevisionNumber(number), why, "no answer".to_owned(), back, AT)).unwrap()
+}
+
+#[test]
+fn a_refused_revision_goes_back_and_can_be_deployed_again_as_a_new_one() {
+    let records = records();
+    deploy(&records, "a");
+    block_on(records.prove(&name(), RevisionNumber(1), AT)).unwrap();
+    deploy(&records, "b");
+    assert_eq!(refuse(&records, 2, Why::NeverReady).wanted, RevisionNumber(1));
+    assert_eq!(deploy(&records, "b").revision, RevisionNumber(3));
+}
+
+#[test]
+fn a_refusal_that_comes_late_leaves_a_newer_deploy_wanted() {
+    let records = records();
+    deploy(&records, "a");
+    block_on(records.prove(&name(), RevisionNumber(1), AT)).unwrap();
+    deploy(&records, "b");
+    deploy(&records, "c");
+    assert_eq!(refuse(&records, 2, Why::Died).wanted, RevisionNumber(3));
+}
+
+#[test]
+fn undo_deploys_the_last_revision_that_proved_itself() {
+    let records = records();
+    deploy(&records, "a");
+    assert!(matches!(
+        block_on(records.undo(&name(), None, AT)),
+        Err(RecordsError::NothingToUndo(_))
+    ));
+    block_on(records.prove(&name(), RevisionNumber(1), AT)).unwrap();
+    deploy(&records, "b");
+    block_on(records.prove(&name(), RevisionNumber(2), AT)).unwrap();
+    let undone = block_on(records.undo(&name(), None, AT)).unwrap();
+    let revision = block_on(records.revision(&name(), undone.revision)).unwrap();
+    assert_eq!(
+        (revision.number.0, &*revision.spec.module, &*revision.cause),
+        (3, "a", "undo to 1")
+    );
+}
+
+#[test]
+fn a_deploy_ends_a_scale_and_a_stop() {
+    let records = records();
+    deploy(&records, "a");
+    block_on(records.scale(&name(), ReplicaCount::new(5).unwrap(), AT)).unwrap();
+    block_on(records.set_stopped(&name(), true, AT)).unwrap();
+    assert!(deploy(&records, "a").changed);
+    let record = block_on(records.service(&name())).unwrap();
+    assert!(!record.stopped);
+    assert!(
+        record.scaled_under < Some(record.wanted),
+        "the new revision begins with its own file's count"
+    );
+}
+
+#[test]
+fn only_so_many_revisions_are_kept_and_never_the_stable_one_lost() {
+    let records = records();
+    deploy(&records, "a");
+    block_on(records.prove(&name(), RevisionNumber(1), AT)).unwrap();
+    for module in ["b", "c", "d", "e"] {
+        deploy(&records, module);
+    }
+    assert_eq!(block_on(records.trim(&name())).unwrap(), 2);
+    assert_eq!(numbers(&records), [1, 4, 5]);
+    block_on(records.prove(&name(), RevisionNumber(5), AT)).unwrap();
+    assert_eq!(
+        deploy(&records, "f").revision,
+        RevisionNumber(6),
+        "a number is never used twice"
+    );
+}
+
+#[test]
+fn a_deleted_service_refuses_changes_until_it_is_forgotten_with_all_its_revisions() {
+    let records = records();
+    for n in 0..120 {
+        deploy(&records, &n.to_string());
+    }
+    assert!(
+        matches!(block_on(records.forget(&name())), Err(RecordsError::Changed { .. })),
+        "not deleted yet"
+    );
+    block_on(records.delete(&name(), AT)).unwrap();
+    assert!(matches!(
+        block_on(records.deploy(new("x"), None, AT)),
+        Err(RecordsError::Deleting(_))
+    ));
+    assert!(matches!(
+        block_on(records.restart(&name(), AT)),
+        Err(RecordsError::Deleting(_))
+    ));
+    block_on(records.forget(&name())).unwrap();
+    block_on(records.forget(&name())).unwrap();
+    assert!(block_on(records.store().list("")).unwrap().items.is_empty());
+    assert!(matches!(
+        block_on(records.service(&name())),
+        Err(RecordsError::NoService(_))
+    ));
+}
+
+#[test]
+fn a_record_that_makes_no_sense_fails_the_load_by_its_key() {
+    let records = records();
+    deploy(&records, "a");
+    for value in ["", "{}", r#"{"schema":2,"body":{}}"#, r#"{"schema":1,"body":{}}"#] {
+        let op = Op::put("services/other", value.as_bytes().to_vec());
+        assert!(matches!(
+            block_on(records.store().txn(vec![], vec![op])),
+            Ok(Outcome::Committed(_))
+        ));
+        let error = block_on(records.load()).unwrap_err();
+        assert!(error.to_string().contains("services/other"), "{error}");
+    }
+}
+
+#[test]
+fn modules_names_who_uses_each() {
+    let records = records();
+    deploy(&records, "a");
+    deploy(&records, "b");
+    let used = block_on(records.modules()).unwrap();
+    assert_eq!(used[&Digest::of(b"b")], [(name(), RevisionNumber(2))]);
+    assert_eq!(used.len(), 2);
+}
+
+#[test]
+fn a_refusal_cannot_go_back_to_a_revision_that_is_not_there() {
+    let records = records();
+    deploy(&records, "a");
+    let (name, back) = (name(), Some(RevisionNumber(9)));
+    let refused = block_on(records.refuse(&name, RevisionNumber(1), Why::Asked, String::new(), back, AT));
+    assert!(matches!(refused, Err(RecordsError::NoRevision(_, RevisionNumber(9)))));
+    block_on(records.load()).unwrap();
+}

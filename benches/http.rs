@@ -118,6 +118,14 @@ fn report(title: &str, rows: &[Row], all: &mut Vec<Value>) {
     }
 }
 
+/// `wasmtime serve` with this guest, fresh and reused; none where it is not installed.
+fn wasmtimes(guest: &str) -> Vec<(&'static str, Server)> {
+    let how = [("wasmtime, fresh", None), ("wasmtime, reused", Some(REUSED))];
+    how.into_iter()
+        .filter_map(|(name, reuse)| Some((name, Server::wasmtime(guest, reuse)?)))
+        .collect()
+}
+
 /// Everything that serves, on the first core; this thread goes to the second.
 struct Field {
     node: Node,
@@ -146,15 +154,11 @@ impl Field {
             node.deploy(name, guest, more);
         }
         let direct = [("runtime, fresh", "1"), ("runtime, reused", "1000000")];
-        let wasmtime = [("wasmtime, fresh", None), ("wasmtime, reused", Some(REUSED))];
         let field = Self {
             node,
             hyper: Server::own("hyper", "-"),
             direct: direct.map(|(name, uses)| (name, Server::own("direct", uses))).into(),
-            wasmtime: wasmtime
-                .into_iter()
-                .filter_map(|(name, reuse)| Some((name, Server::wasmtime("hello", reuse)?)))
-                .collect(),
+            wasmtime: wasmtimes("hello"),
             wasmtime_p3: Server::wasmtime("hello-p3", None),
         };
         pin(1);
@@ -213,17 +217,17 @@ fn one_core(field: &Field, all: &mut Vec<Value>) {
         }
     }
     if wanted("close") {
-        let candidates: Vec<_> = field.hello(true).into_iter().take(5).collect();
-        let rows = measure(&candidates, 16, |_| Pace::Close);
+        let rows = measure(&field.hello(true), 16, |_| Pace::Close);
         report("hello, a new connection for each request, 16 at once", &rows, all);
     }
-    for (group, title, path, body, service) in [
+    for (group, title, path, body, service, guest) in [
         (
             "large",
             "answer of 64 KiB, 16 connections",
             "/?size=65536",
             0,
             ["version", "version-reused"],
+            "version-v1",
         ),
         (
             "echo",
@@ -231,14 +235,23 @@ fn one_core(field: &Field, all: &mut Vec<Value>) {
             "/",
             1 << 20,
             ["echo", "echo-reused"],
+            "echo",
         ),
     ] {
         if wanted(group) {
-            let candidates = [
+            pin(0);
+            let wasmtime = wasmtimes(guest);
+            pin(1);
+            let mut candidates = vec![
                 Field::other("native hyper", &field.hyper, path, false, body),
                 field.narae("narae, fresh", service[0], path, false, body),
                 field.narae("narae, reused", service[1], path, false, body),
             ];
+            candidates.extend(
+                wasmtime
+                    .iter()
+                    .map(|(name, server)| Field::other(name, server, path, false, body)),
+            );
             let rows = measure(&candidates, if body > 0 { 4 } else { 16 }, keep);
             report(title, &rows, all);
         }

@@ -97,7 +97,7 @@ fn swaps_with_64_kib_bodies_lose_no_request() {
     upload.method = Method::POST;
     upload.body = Bytes::from(vec![b'x'; 65536]);
     let shots = vec![upload.clone(), upload.on_new_connection()];
-    lost_nothing(&swap_under(&node, shots, RATE / 2, swaps() / 2));
+    lost_nothing(&swap_under(&node, shots, RATE / 2, swaps()));
 }
 
 #[test]
@@ -109,7 +109,7 @@ fn swaps_while_answers_take_a_second_lose_no_request() {
         shot(&node, "/?ms=1000").expecting(either),
         shot(&node, "/?ms=1000").on_new_connection().expecting(either),
     ];
-    lost_nothing(&swap_under(&node, shots, 30, swaps() / 2));
+    lost_nothing(&swap_under(&node, shots, 30, swaps()));
 }
 
 #[test]

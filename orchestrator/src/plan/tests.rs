@@ -410,3 +410,40 @@ fn a_leap_of_a_day_stops_nothing() {
     assert_eq!(world.replicas(), before);
     lawful(&world);
 }
+
+/// Records carry wall-clock times for people. No decision looks at them, so a step of the clock changes none (law L7).
+#[test]
+fn a_step_of_the_wall_clock_changes_no_decision() {
+    let day_ms = 86_400_000;
+    for step_ms in [day_ms, -day_ms, 3_600_000, -3_600_000, i64::MIN / 2] {
+        let story = |stepped: bool| {
+            let mut world = World::with_serving("hello", Guest::default(), 3);
+            world
+                .deploy("hello", Guest::trapping_at_start(), |_| {})
+                .advance(ms(30));
+            if stepped {
+                step_records(&mut world, step_ms);
+            }
+            world.advance_secs(5);
+            world.deploy("hello", Guest::default(), |_| {}).advance(ms(500));
+            if stepped {
+                step_records(&mut world, step_ms);
+            }
+            world.kill(1, trap()).advance_secs(90);
+            lawful(&world);
+            (world.replicas().to_vec(), world.state("hello"), world.stable("hello"))
+        };
+        assert_eq!(story(true), story(false), "{step_ms} ms");
+    }
+}
+
+fn step_records(world: &mut World, by_ms: i64) {
+    for service in world.desired.services.values_mut() {
+        service.record.created_at.0 = service.record.created_at.0.saturating_add(by_ms);
+        service.record.changed_at.0 = service.record.changed_at.0.saturating_add(by_ms);
+        for revision in service.revisions.values_mut() {
+            let revision = Arc::make_mut(revision);
+            revision.created_at.0 = revision.created_at.0.saturating_add(by_ms);
+        }
+    }
+}

@@ -11,15 +11,20 @@ cd "$(dirname "$0")"
 
 # file            package      kind      features
 MODULES="
+burglar           burglar      http      -
 config            config       http      -
 counter           counter      http      -
 crash             crash        http      -
 crash-start       crash-start  http      -
 echo              echo         http      -
 fetch             fetch        http      -
+files             files        std       -
+files-p3          files-p3     http      -
 greedy            greedy       http      -
+flaky             flaky        std       -
 hello             hello        http      -
 hello-p3          hello-p3     http      -
+notes             notes        http      -
 peek              peek         http      -
 report            report       std       -
 report-p1         report       core      -
@@ -28,6 +33,7 @@ slow              slow         http      -
 spin              spin         http      -
 spin-start        spin-start   http      -
 std-hello         std-hello    std       -
+tcp               tcp          http      -
 version-broken    version      http      broken
 version-v1        version      http      -
 version-v2        version      http      v2

@@ -283,8 +283,10 @@ fn a_bad_body_is_a_4xx_with_all_its_mistakes_and_changes_nothing() {
         ("scale", "{\"replicas\": 1, \"delta\": 1}"),
         ("scale", "{\"replicas\": 1, \"sneaky\": 1}"),
         ("undo", "{\"to\": \"x\"}"),
-        ("stop", "{\"grace_ms\": 5}"),
-        ("restart", "[1]"),
+        ("stop", "{\"grace_ms\": 3600001}"),
+        ("stop", "{\"grace\": \"5s\"}"),
+        ("start", "{\"grace_ms\": 5}"),
+        ("restart", "[\"x\"]"),
     ] {
         let reply = node
             .api("POST", &format!("/v1/services/a/{path}"), body.as_bytes())
@@ -534,14 +536,14 @@ fn the_api_describes_itself_and_every_path_it_describes_is_there() {
         let real = path
             .replace("{name}", "hello")
             .replace("{digest}", &digest)
+            .replace("{verb}", "promote")
             .replace("{path}", "");
         let reply = node.api(&method, &real, b"");
         // A HEAD has no body to be whole.
         let status = reply.as_ref().map_or(200, |r| r.status);
-        let expected = match (method.as_str(), path.as_str()) {
-            ("POST", p) if p.ends_with("/undo") => status == 404,
-            _ => status != 404 && status != 405 && status < 500,
-        };
+        // A 404 is right for a schedule, a run, a secret or a report that is not there; the path itself is.
+        let said = reply.as_ref().map_or_else(String::new, |r| r.text());
+        let expected = status != 405 && status < 500 && !said.contains("no such path");
         assert!(expected, "{method} {path}: {status} {:?}", reply.map(|r| r.text()));
     }
 }

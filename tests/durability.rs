@@ -416,16 +416,9 @@ fn a_damaged_module_is_refused_by_its_checksum_and_the_others_serve() {
         let said = String::from_utf8_lossy(&status.stdout).into_owned();
         assert!(said.contains("damaged on disk"), "{said}");
     }
-    // Deploying the file again brings the bytes back; a restart need not wait for the next slow try.
+    // Deploying the file again brings the bytes back, and nobody waits for the next slow try.
     let file = node.file("app", "version-v1", "");
-    let output = node.narae(&["deploy", &file]);
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert_eq!(
-        output.status.code(),
-        Some(3),
-        "not told as healthy before it serves: {said}"
-    );
-    node.ok(&["restart", "app"]);
+    node.ok(&["deploy", &file]);
     assert_eq!(node.get("/app").text(), "v1\n");
 }
 

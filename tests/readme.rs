@@ -1,7 +1,7 @@
 //! What README.md and docs/ show is what happens: files are checked, commands are run in order against a real node, and the
 //! tables of keys, codes, metrics and reasons are those of the program.
 //!
-//! Fenced blocks say what they are: `toml service [NAME]`, `toml node`, `toml wrong NAME`, `sh tour`. A named block becomes a file
+//! Fenced blocks say what they are: `toml service [NAME]`, `toml node`, `toml wrong NAME`, `text NAME`, `sh tour`. A named block becomes a file
 //! of the tour's directory. In a tour, `$ narae …` and `$ curl http://127.0.0.1:8080PATH` are run, the lines below must be in what
 //! came out, in this order, and `…` stands for anything. A command must end with 0, unless `$ echo $?` below shows another code.
 
@@ -111,6 +111,7 @@ fn every_command_shown_was_run() {
         for block in blocks(&page) {
             match block.info.as_slice() {
                 [lang, _, name] if lang == "toml" => std::fs::write(node.dir.path().join(name), &block.text).unwrap(),
+                [text, name] if text == "text" => std::fs::write(node.dir.path().join(name), &block.text).unwrap(),
                 [sh, tour] if sh == "sh" && tour == "tour" => commands += walk(&node, &block),
                 _ => {}
             }

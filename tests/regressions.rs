@@ -268,9 +268,10 @@ fn one_unusable_module_stops_no_other_service_and_nothing_is_answered_before_sta
         reason.contains("module") || reason.contains("prepared")
     });
     assert_eq!(node.narae(&["status", "broken"]).status.code(), Some(3));
-    // Deploying it again brings the module back.
-    let file = node.file("broken", "echo", "[config]\nagain = \"1\"");
-    node.ok(&["deploy", &file]);
+    // The same file again changes no revision: it brings the module back, and nobody waits for a back-off.
+    let file = node.file("broken", "echo", "");
+    let said = node.ok(&["deploy", &file]);
+    assert!(said.contains("nothing changed"), "{said}");
     assert_eq!(node.get("/broken").status, 200);
 }
 
@@ -288,6 +289,7 @@ fn without_room_on_the_disk_changes_are_refused_serving_goes_on_and_room_is_noti
     };
     let node = Node::start_under(deaf, &[]);
     node.deploy("hello", "hello", "");
+    node.deploy("crash", "crash", "");
     let size = |bytes: Option<u64>| {
         let pid = rustix::process::Pid::from_raw(i32::try_from(node.pid()).unwrap()).unwrap();
         let limit = rustix::process::Rlimit {
@@ -308,6 +310,15 @@ fn without_room_on_the_disk_changes_are_refused_serving_goes_on_and_room_is_noti
     let scaled = node.narae(&["scale", "hello", "3"]);
     assert_eq!(node.get("/hello").status, 200, "what runs goes on");
     assert!(node.narae(&["list"]).status.success(), "and is seen");
+    for _ in 0..5 {
+        assert_eq!(node.get("/crash/trap").status, 500);
+    }
+    node.until("a replica that dies is healed without the store", |n| {
+        let events = events(n, "crash");
+        let count = |kind| events.iter().filter(|e| e["kind"] == kind).count();
+        (count("died"), count("serving")) == (1, 2)
+    });
+    assert_eq!(node.get("/crash").status, 200);
     size(None);
     node.until("it works again without a restart", |n| {
         n.narae(&["deploy", &file]).status.success()
@@ -417,4 +428,99 @@ fn revisions_that_never_prove_themselves_do_not_pile_up() {
     let history = node.json(&["rollout", "history", "app", "-o", "json"]);
     let kept = history["items"].as_array().unwrap().len();
     assert!(kept <= 4, "{kept} revisions are kept: {history}");
+}
+
+/// Ours: a comment in the file was a new revision, with a rollout.
+#[test]
+fn a_file_that_says_the_same_in_other_words_makes_no_revision() {
+    let node = Node::start();
+    node.deploy("hello", "hello", "replicas = 1");
+    let file = node.file("hello", "hello", "");
+    let text = std::fs::read_to_string(&file).unwrap();
+    std::fs::write(&file, format!("# the same\n{text}")).unwrap();
+    let answer = node.json(&["deploy", &file, "-o", "json"]);
+    let answer = &answer["items"][0];
+    assert_eq!(
+        (&answer["revision"], &answer["changed"]),
+        (&1.into(), &false.into()),
+        "{answer}"
+    );
+    assert_eq!(item(&node, "hello")["revision"], 1);
+}
+
+/// Ours: `--grace` was refused, and the API took `grace_ms` and forgot it.
+#[test]
+fn a_grace_that_was_asked_for_holds_instead_of_the_files_drain() {
+    let node = Node::start();
+    let more = "[limits]\ntimeout = \"60s\"\n[probes.startup]\npath = \"/?ms=1\"";
+    for (verb, service) in [("restart", "one"), ("stop", "two"), ("delete", "three")] {
+        node.deploy(service, "slow", more);
+        let (to, host) = (node.http, format!("{service}.test"));
+        let call = std::thread::spawn(move || common::request(to, "GET", "/?ms=50000", &[("host", &host)], b"").status);
+        node.until("it is in flight", |n| item(n, service)["in_flight"] == 1);
+        let began = Instant::now();
+        node.ok(&[verb, service, "--grace", "200ms", "-y"]);
+        assert_eq!(call.join().unwrap(), 503, "{verb}");
+        assert!(
+            began.elapsed() < Duration::from_secs(20),
+            "{verb}: {:?}",
+            began.elapsed()
+        );
+    }
+    let answer = node.api("DELETE", "/v1/services/one?grace=5s", b"").unwrap();
+    assert_eq!(
+        answer.status,
+        400,
+        "what is not understood is not ignored: {}",
+        answer.text()
+    );
+}
+
+/// Ours: nobody noticed that a variable with a slip of the finger did nothing.
+#[test]
+fn a_mistyped_variable_is_told_once() {
+    let output = Command::new(common::binary())
+        .args(["help", "E0042"])
+        .env("NARAE_LISTN", "127.0.0.1:0")
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(said.matches("NARAE_LISTN").count(), 1, "{said}");
+    assert!(said.contains("did you mean `NARAE_LISTEN`?"), "{said}");
+    assert!(output.status.success());
+}
+
+/// Ours: the data threads share their port, and two daemons that started at once could share it, too.
+#[test]
+fn of_daemons_that_start_at_once_on_one_port_one_serves() {
+    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let dirs: Vec<_> = (0..4).map(|_| tempfile::tempdir().unwrap()).collect();
+    let start = |dir: &tempfile::TempDir| {
+        Command::new(common::binary())
+            .args(["serve", "--listen", &port.to_string(), "--data-dir"])
+            .arg(dir.path().join("data"))
+            .stderr(std::process::Stdio::null())
+            .stdout(std::process::Stdio::null())
+            .spawn()
+            .unwrap()
+    };
+    let mut daemons: Vec<_> = dirs.iter().map(start).collect();
+    common::until("all but one have ended", || {
+        let ended = daemons.iter_mut().filter_map(|d| d.try_wait().unwrap());
+        ended.count() == 3
+    });
+    common::until("that one serves", || {
+        TcpStream::connect(port).is_ok_and(|mut stream| {
+            let _ = stream.write_all(b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).is_ok() && answer.contains(" 404 ")
+        })
+    });
+    let running = |d: &mut std::process::Child| d.try_wait().unwrap().is_none();
+    let serving = daemons.iter_mut().map(running).filter(|running| *running).count();
+    for daemon in &mut daemons {
+        let _ = daemon.kill();
+        let _ = daemon.wait();
+    }
+    assert_eq!(serving, 1);
 }

@@ -3,13 +3,20 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests")]
 
+#[path = "common/job_script.rs"]
+mod job_script;
+
 use std::fmt::Write as _;
 use std::path::Path;
 use std::time::Duration;
 
-use narae_orchestrator::model::service::{Amount, ReadinessProbe, RestartPolicy};
-use narae_orchestrator::model::{Death, ServiceSpec};
-use narae_orchestrator::plan::world::{Guest, World, ms, replica_count, service_name};
+use narae_orchestrator::model::schedule::{CatchUp, Overlap, Schedule, What, When};
+use narae_orchestrator::model::service::{
+    Amount, Autoscale, Gates, LivenessProbe, ReadinessProbe, RestartPolicy, ScaleMetric, Step, Strategy,
+};
+use narae_orchestrator::model::{Death, ServiceSpec, Timestamp};
+use narae_orchestrator::plan::world::clock::schedule as clock_schedule;
+use narae_orchestrator::plan::world::{Clients, Guest, World, ms, replica_count, service_name};
 
 #[test]
 fn every_transcript_is_what_the_planners_decide() {
@@ -61,6 +68,9 @@ fn a_command_with_a_mistake_is_named() {
 /// Runs the commands (lines that begin with `> `) and puts what happened under each. Other text that begins with `#` or
 /// is empty is kept.
 fn play(text: &str) -> Result<String, String> {
+    if text.starts_with(job_script::MARK) {
+        return job_script::play(text);
+    }
     let mut world = World::new(1);
     world.tracing = true;
     let mut out = String::new();
@@ -117,12 +127,50 @@ fn run(world: &mut World, command: &str) -> Result<Option<String>, String> {
             }
             world.behave(name, number(revision)?, guest);
         }
+        ["secret", name, settings @ ..] => {
+            let mut guest = Guest::default();
+            for setting in settings {
+                let (key, value) = setting.split_once('=').unwrap_or((setting, ""));
+                if !behave(&mut guest, key, value)? {
+                    return Err(format!("no setting `{setting}`"));
+                }
+            }
+            world.change_secret(name, guest);
+        }
         ["undo", name, to] => drop(world.undo(name, number(to)?)),
         ["scale", name, n] => drop(world.scale(name, count(n)?)),
+        ["load", name, settings @ ..] => {
+            let mut clients = Clients::default();
+            for setting in settings {
+                let (key, value) = setting
+                    .split_once('=')
+                    .ok_or_else(|| format!("no setting `{setting}`"))?;
+                match key {
+                    "in_flight" => clients.in_flight = number(value)?,
+                    "queued" => clients.queued = number(value)?,
+                    "rps" => clients.rps = number(value)?,
+                    "cpu" => clients.cpu = number(value)?,
+                    _ => return Err(format!("no setting `{key}`")),
+                }
+            }
+            world.load(name, clients);
+        }
+        ["pause", name] => drop(world.pause(name)),
+        ["resume", name] => drop(world.resume(name)),
+        ["promote", name] => drop(world.promote(name)),
+        ["abort", name] => drop(world.abort(name)),
         ["restart", name] => drop(world.restart(name)),
         ["stop", name] => drop(world.stop(name)),
         ["start", name] => drop(world.start(name)),
         ["delete", name] => drop(world.delete(name)),
+        ["failing", replica] => drop(world.failing(id(replica)?)),
+        ["stop", name, grace] => {
+            let grace = grace
+                .strip_prefix("grace=")
+                .ok_or_else(|| format!("no setting `{grace}`"))?;
+            let ms = u64::try_from(duration(grace)?.as_millis()).map_err(|e| e.to_string())?;
+            world.record(name, |r| (r.stopped, r.grace_ms) = (true, Some(ms)));
+        }
         ["kill", replica, how] => drop(world.kill(id(replica)?, death(how)?)),
         ["busy", replica, n] => drop(world.busy(id(replica)?, number(n)?)),
         ["done", replica] => drop(world.busy(id(replica)?, 0)),
@@ -131,6 +179,11 @@ fn run(world: &mut World, command: &str) -> Result<Option<String>, String> {
         ["reboot"] => drop(world.reboot()),
         ["advance", time] => drop(world.advance(duration(time)?)),
         ["leap", time] => drop(world.leap(duration(time)?)),
+        ["clock", time] => clock(world, time)?,
+        ["pause", name, schedule] => drop(world.pause_schedule(name, schedule, true)),
+        ["resume", name, schedule] => drop(world.pause_schedule(name, schedule, false)),
+        ["takes", name, time] => drop(world.takes(name, duration(time)?)),
+        ["history", name, schedule] => return Ok(Some(history(world, name, schedule))),
         ["status", name] => return Ok(Some(format!("          {}", world.state(name)))),
         [other, ..] => return Err(format!("no command `{other}`")),
         [] => {}
@@ -156,6 +209,11 @@ fn behave(guest: &mut Guest, key: &str, value: &str) -> Result<bool, String> {
         ("ready", value) => guest.ready = value == "ok",
         ("dies", time) => guest.dies = Some((duration(time)?, Death::Exited { code: 1 })),
         ("calls", "trap") => guest.traps = true,
+        ("calls", "fail") => guest.fails = true,
+        ("alive", value) => guest.alive = value == "ok",
+        ("errors", percent) => guest.figures.errors = count(percent)? * 10,
+        ("p99", time) => guest.figures.p99 = duration(time)?,
+        ("cpu", time) => guest.figures.cpu = duration(time)?,
         _ => return Ok(false),
     }
     Ok(true)
@@ -163,12 +221,27 @@ fn behave(guest: &mut Guest, key: &str, value: &str) -> Result<bool, String> {
 
 fn set(spec: &mut ServiceSpec, key: &str, value: &str) -> Result<(), String> {
     match key {
+        "schedule" => spec.schedules.push(schedule(value)?),
+        "schedules" => spec.schedules.clear(),
         "replicas" => spec.replicas = replica_count(count(value)?),
         "surge" => spec.rollout.max_surge = Amount::Count(count(value)?),
         "unavailable" => spec.rollout.max_unavailable = Amount::Count(count(value)?),
         "min_healthy" => spec.rollout.min_healthy = duration(value)?,
         "deadline" => spec.rollout.progress_deadline = duration(value)?,
         "rollback" => spec.rollout.auto_rollback = value == "on",
+        "strategy" => spec.rollout.strategy = Strategy::of(value).ok_or_else(|| format!("no strategy `{value}`"))?,
+        "steps" => {
+            let step = |text: &str| {
+                let (weight, hold) = text.split_once('x').ok_or_else(|| format!("no step: `{text}`"))?;
+                let weight = count(weight)? * 10;
+                Ok::<_, String>(Step {
+                    weight,
+                    hold: duration(hold)?,
+                })
+            };
+            spec.rollout.steps = value.split(',').map(step).collect::<Result<_, _>>()?;
+        }
+        "gates" => spec.rollout.gates = (value == "on").then_some(GATES),
         "drain" => spec.traffic.drain = duration(value)?,
         "depends_on" => spec.depends_on = value.split(',').map(service_name).collect(),
         "jitter" => spec.restart.jitter = value == "on",
@@ -182,6 +255,14 @@ fn set(spec: &mut ServiceSpec, key: &str, value: &str) -> Result<(), String> {
                 _ => return Err(format!("no restart policy `{value}`")),
             };
         }
+        "autoscale" => {
+            let (min, max) = value.split_once("..").ok_or_else(|| format!("no bounds: `{value}`"))?;
+            let autoscale = spec.autoscale.get_or_insert_with(Autoscale::default);
+            (autoscale.min, autoscale.max) = (count(min)?, count(max)?);
+        }
+        "metric" | "target" | "idle" | "panic" | "up" | "down" => {
+            scaling(spec.autoscale.get_or_insert_with(Autoscale::default), key, value)?
+        }
         "readiness" => {
             let (interval, failures) = value
                 .split_once('x')
@@ -194,10 +275,137 @@ fn set(spec: &mut ServiceSpec, key: &str, value: &str) -> Result<(), String> {
                 failures,
             });
         }
+        _ => return set_healing(spec, key, value),
+    }
+    Ok(())
+}
+
+fn set_healing(spec: &mut ServiceSpec, key: &str, value: &str) -> Result<(), String> {
+    match key {
+        "eject" => spec.traffic.eject = duration(value)?,
+        "max_ejected" => spec.traffic.max_ejected = Amount::Percent(count(value)?),
+        "liveness" => {
+            let (interval, failures) = value.split_once('x').ok_or_else(|| format!("no liveness: `{value}`"))?;
+            spec.liveness = Some(LivenessProbe {
+                path: "/healthz".into(),
+                interval: duration(interval)?,
+                timeout: Duration::from_secs(1),
+                failures: count(failures)?,
+            });
+        }
         _ => return Err(format!("no setting `{key}`")),
     }
     Ok(())
 }
+
+fn scaling(autoscale: &mut Autoscale, key: &str, value: &str) -> Result<(), String> {
+    let amount = |text: &str| match text.strip_suffix('%') {
+        Some(percent) => count(percent).map(Amount::Percent),
+        None => count(text).map(Amount::Count),
+    };
+    match key {
+        "metric" => {
+            autoscale.metric = match value {
+                "rps" => ScaleMetric::Rps,
+                "cpu" => ScaleMetric::Cpu,
+                "queue" => ScaleMetric::Queue,
+                "concurrency" => ScaleMetric::Concurrency,
+                _ => return Err(format!("no metric `{value}`")),
+            };
+        }
+        "target" => autoscale.target = amount(value)?,
+        "idle" => autoscale.idle = duration(value)?,
+        "panic" => autoscale.panic_window = duration(value)?,
+        _ => {
+            let (step, window) = value.split_once('/').ok_or_else(|| format!("no step: `{value}`"))?;
+            let (step, window) = (amount(step)?, duration(window)?);
+            let of = if key == "up" {
+                &mut autoscale.up
+            } else {
+                &mut autoscale.down
+            };
+            (of.step, of.window) = (step, window);
+        }
+    }
+    Ok(())
+}
+
+/// `nightly,cron:0_2_*_*_*,zone:Asia/Seoul,replicas:5,for:2h`; spaces are written as `_`.
+fn schedule(text: &str) -> Result<Schedule, String> {
+    let mut parts = text.split(',');
+    let name = parts.next().unwrap_or_default();
+    let request = What::Request {
+        method: "POST".into(),
+        path: "/".into(),
+    };
+    let mut schedule = clock_schedule(name, When::Every(Duration::from_secs(60)), request);
+    for part in parts {
+        let (key, value) = part.split_once(':').ok_or_else(|| format!("no part `{part}`"))?;
+        match (key, &mut schedule.what) {
+            ("at", _) => {
+                let at = serde_json::from_value(value.into()).map_err(|e| format!("{value}: {e}"))?;
+                schedule.when = When::At(at);
+            }
+            ("cron", _) => schedule.when = When::Cron(value.replace('_', " ")),
+            ("every", _) => schedule.when = When::Every(duration(value)?),
+            ("zone", _) => schedule.timezone = value.into(),
+            ("replicas", _) => {
+                let (replicas, hold) = (replica_count(count(value)?), None);
+                schedule.what = What::Replicas { replicas, hold };
+            }
+            ("for", What::Replicas { hold, .. }) => *hold = Some(duration(value)?),
+            ("overlap", _) => {
+                schedule.overlap = match value {
+                    "allow" => Overlap::Allow,
+                    "replace" => Overlap::Replace,
+                    _ => Overlap::Forbid,
+                };
+            }
+            ("catch_up", _) if value == "once" => schedule.catch_up = CatchUp::Once,
+            ("jitter", _) => schedule.jitter = duration(value)?,
+            _ => return Err(format!("no part `{part}`")),
+        }
+    }
+    Ok(schedule)
+}
+
+/// `2026-12-01T00:00:00Z`: it shows this; `+24h`, `-1h`: it is put forward, back.
+fn clock(world: &mut World, time: &str) -> Result<(), String> {
+    if let Some(by) = time.strip_prefix(['+', '-']) {
+        let by = i64::try_from(duration(by)?.as_millis()).map_err(|e| e.to_string())?;
+        world.put_clock(if time.starts_with('-') { -by } else { by }).settle();
+        return Ok(());
+    }
+    let at = Timestamp::parse(time).ok_or_else(|| format!("no time: `{time}`"))?;
+    world.set_clock(at);
+    Ok(())
+}
+
+fn history(world: &World, name: &str, schedule: &str) -> String {
+    let mut out = String::new();
+    for entry in world.history(name, schedule) {
+        let times = if entry.times > 1 {
+            format!(" {} times", entry.times)
+        } else {
+            String::new()
+        };
+        let (due, cause) = (entry.due.rfc3339(), entry.cause.as_str());
+        writeln!(
+            out,
+            "          {due} {cause}: {}{times}: {}",
+            entry.outcome.as_str(),
+            entry.detail
+        )
+        .unwrap();
+    }
+    out.trim_end().to_owned()
+}
+/// All of them, as a transcript turns them on.
+const GATES: Gates = Gates {
+    p99: Some(ms(250)),
+    cpu: Some(200),
+    ..Gates::DEFAULT
+};
 
 fn death(how: &str) -> Result<Death, String> {
     match how {

@@ -3,18 +3,27 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests")]
 
+#[path = "simulate/clock.rs"]
+mod clock;
+#[path = "simulate/load.rs"]
+mod load;
+#[path = "simulate/mutants.rs"]
+mod mutants;
+#[path = "simulate/rollout.rs"]
+mod rollout;
+
 use std::fmt::Write as _;
 use std::time::Duration;
 
 use fastrand::Rng;
-use narae_orchestrator::model::service::{Amount, ReadinessProbe, RestartPolicy};
+use narae_orchestrator::model::service::{Amount, LivenessProbe, ReadinessProbe, RestartPolicy};
 use narae_orchestrator::model::{
     Death, Millis, Phase, Probing, Replica, ReplicaId, RevisionNumber, RevisionState, ServiceSpec,
 };
 use narae_orchestrator::plan::check::{Breach, Law};
+use narae_orchestrator::plan::facts;
 use narae_orchestrator::plan::status::{self, State};
 use narae_orchestrator::plan::world::{Guest, World, ms, replica_count, service_name};
-use narae_orchestrator::plan::{Assigned, FleetAction, Group, NodeAction, facts, fleet, node};
 
 const NAMES: [&str; 3] = ["back", "front", "shop"];
 const STEPS: u32 = 200;
@@ -27,7 +36,7 @@ fn no_plan_breaks_a_law_and_all_settles_once_the_faults_stop() {
         assert!(breaches.is_empty(), "seed {seed}: {}", breaches[0]);
         return;
     }
-    let seeds = number("NARAE_SEEDS").unwrap_or(600);
+    let seeds = number("NARAE_SEEDS").unwrap_or(3_000);
     let lanes = std::thread::available_parallelism().map_or(1, |n| u64::try_from(n.get()).unwrap());
     let seen = std::thread::scope(|scope| {
         let lane = |lane| scope.spawn(move || play_all((lane..seeds).step_by(usize::try_from(lanes).unwrap())));
@@ -60,10 +69,13 @@ fn from_any_state_whatsoever_no_plan_breaks_a_law() {
         world.breaches.clear();
         let Some(replicas) = replicas else { continue };
         tried += replicas.len();
-        world.put_replicas(replicas);
-        assert!(world.breaches.is_empty(), "seed {seed}: {}", world.breaches[0]);
-        world.leap(ms(rng.u64(..100_000)));
-        assert!(world.breaches.is_empty(), "seed {seed}: {}", world.breaches[0]);
+        world.tracing = true;
+        let none = |world: &World| {
+            let trace = world.trace.join("\n");
+            assert!(world.breaches.is_empty(), "seed {seed}: {}\n{trace}", world.breaches[0]);
+        };
+        none(world.put_replicas(replicas));
+        none(world.leap(ms(rng.u64(..100_000))));
     }
     assert!(tried > 2_000, "only {tried} replicas were tried");
 }
@@ -107,10 +119,24 @@ fn replica(id: u64, world: &World, rng: &mut Rng) -> Option<Replica> {
         .collect();
     (r.restarts, r.restarts_total) = (rng.u32(..100), rng.u64(..));
     (r.start_failures, r.probe_failures, r.consecutive_traps) = (rng.u32(..5), rng.u32(..50), rng.u32(..7));
+    outlier(&mut r, world, rng);
     (r.ready, r.crash_loop, r.in_flight) = (rng.bool(), rng.bool(), rng.u64(..3));
     r.probed_at = rng.bool().then_some(since);
+    r.probe_sent = rng.bool().then_some(since);
     r.probing = [None, Some(Probing::Startup), Some(Probing::Readiness)][rng.usize(..3)];
     Some(r)
+}
+
+/// What the balancer and the liveness probes may have said of it.
+fn outlier(r: &mut Replica, world: &World, rng: &mut Rng) {
+    r.consecutive_failures = rng.u32(..8);
+    r.ejections = rng.u32(..9);
+    if matches!(r.phase, Phase::Serving { .. }) && rng.u32(..3) == 0 {
+        r.ejected_until = Some(Millis(rng.u64(..world.now.0 + 40_000)));
+    }
+    r.live.failures = rng.u32(..4);
+    r.live.sent = rng.bool().then_some(world.now);
+    r.live.asking = rng.bool();
 }
 
 /// Panics at the first breach, with the way there.
@@ -128,268 +154,6 @@ fn play_all(seeds: impl Iterator<Item = u64>) -> Seen {
         }
     }
     seen
-}
-
-/// A planner that is wrong on purpose, and the laws that may catch it.
-struct Mutant {
-    name: &'static str,
-    laws: &'static [Law],
-    put_in: fn(&mut World),
-}
-
-#[test]
-fn every_broken_planner_is_caught_by_a_law() {
-    let mut missed = String::new();
-    for mutant in MUTANTS {
-        let caught = (0..200).any(|seed| {
-            let (_, breaches) = play(seed, STEPS, false, &mutant.put_in);
-            breaches.iter().any(|b| mutant.laws.contains(&b.law))
-        });
-        if !caught {
-            writeln!(missed, "{}: none of {:?}", mutant.name, mutant.laws).unwrap();
-        }
-    }
-    assert!(missed.is_empty(), "{missed}");
-}
-
-const MUTANTS: &[Mutant] = &[
-    Mutant {
-        name: "never drains",
-        laws: &[Law::L2],
-        put_in: |w| edit_node(w, |a| !matches!(a, NodeAction::Drain { .. })),
-    },
-    Mutant {
-        name: "stops without draining",
-        laws: &[Law::Drain],
-        put_in: |w| {
-            edit_node(w, |a| {
-                if let NodeAction::Drain { replica, .. } = a {
-                    *a = NodeAction::Stop { replica: *replica };
-                }
-                true
-            });
-        },
-    },
-    Mutant {
-        name: "never restarts",
-        laws: &[Law::L5],
-        put_in: |w| edit_node(w, |a| !matches!(a, NodeAction::Restart { .. })),
-    },
-    Mutant {
-        name: "creates twice",
-        laws: &[Law::L2],
-        put_in: |w| {
-            w.node = Box::new(|assigned, view, now| {
-                let mut plan = node::node(assigned, view, now);
-                let mut next = view.next_id.first;
-                let created: Vec<_> = plan
-                    .actions
-                    .iter()
-                    .filter(|a| matches!(a, NodeAction::Create { .. }))
-                    .cloned()
-                    .collect();
-                plan.actions.extend(created);
-                for action in &mut plan.actions {
-                    if let NodeAction::Create { replica, .. } = action {
-                        *replica = ReplicaId(next);
-                        next += 1;
-                    }
-                }
-                plan
-            });
-        },
-    },
-    Mutant {
-        name: "stops a replica of another node",
-        laws: &[Law::L4],
-        put_in: |w| {
-            w.node = Box::new(|assigned, view, now| {
-                let mut plan = node::node(assigned, view, now);
-                if !plan.actions.is_empty() {
-                    plan.actions.push(NodeAction::Stop {
-                        replica: ReplicaId(1_000_000),
-                    });
-                }
-                plan
-            });
-        },
-    },
-    Mutant {
-        name: "admits what has not answered",
-        laws: &[Law::Proof],
-        put_in: |w| {
-            w.node = Box::new(|assigned, view, now| {
-                let mut plan = node::node(assigned, view, now);
-                for action in &mut plan.actions {
-                    if let NodeAction::Probe { replica, .. } = action {
-                        *action = NodeAction::Admit { replica: *replica };
-                    }
-                }
-                plan
-            });
-        },
-    },
-    Mutant {
-        name: "kills what has run for a day",
-        laws: &[Law::L7],
-        put_in: |w| {
-            w.node = Box::new(|assigned, view, now| {
-                let mut plan = node::node(assigned, view, now);
-                let old = |r: &&narae_orchestrator::model::Replica| matches!(r.phase, Phase::Serving { since } if now.since(since) >= Duration::from_secs(3_600));
-                let kill = |id| NodeAction::Kill {
-                    replica: id,
-                    death: Death::Exited { code: 0 },
-                };
-                plan.actions
-                    .extend(view.replicas.iter().filter(old).map(|r| kill(r.id)));
-                plan
-            });
-        },
-    },
-    Mutant {
-        name: "asks to be woken at once, always",
-        laws: &[Law::L3],
-        put_in: |w| {
-            w.node = Box::new(|assigned, view, now| {
-                let mut plan = node::node(assigned, view, now);
-                plan.wake_at = Some(now);
-                plan
-            });
-        },
-    },
-    Mutant {
-        name: "starts a refused revision",
-        laws: &[Law::L6],
-        put_in: |w| {
-            edit_groups(w, |service, _, assigned| {
-                for revision in service.revisions.values() {
-                    if matches!(revision.state, RevisionState::Refused(_)) {
-                        assigned.groups.insert(revision.number, whole(revision, 1));
-                    }
-                }
-            });
-        },
-    },
-    Mutant {
-        name: "goes beyond the surge",
-        laws: &[Law::L2],
-        put_in: |w| {
-            edit_groups(w, |_, _, assigned| {
-                if assigned.groups.values().filter(|g| g.replicas > 0).count() > 1 {
-                    assigned.groups.values_mut().for_each(|g| g.replicas *= 3);
-                }
-            });
-        },
-    },
-    Mutant {
-        name: "stops the old before the new serves",
-        laws: &[Law::L1],
-        put_in: |w| {
-            edit_groups(w, |service, _, assigned| {
-                for (number, group) in &mut assigned.groups {
-                    if *number != service.record.wanted {
-                        group.replicas = 0;
-                    }
-                }
-            });
-        },
-    },
-    Mutant {
-        name: "proves on the first sight",
-        laws: &[Law::Proof],
-        put_in: |w| {
-            w.fleet = Box::new(|desired, view, now| {
-                let mut plan = fleet::fleet(desired, view, now);
-                for (name, service) in &desired.services {
-                    let revision = service.record.wanted;
-                    if fleet::on_trial(service)
-                        && !plan
-                            .actions
-                            .iter()
-                            .any(|a| matches!(a, FleetAction::Refuse { .. } | FleetAction::Prove { .. }))
-                    {
-                        plan.actions.push(FleetAction::Prove {
-                            service: name.clone(),
-                            revision,
-                        });
-                    }
-                }
-                plan
-            });
-        },
-    },
-    Mutant {
-        name: "never refuses",
-        laws: &[Law::L5],
-        put_in: |w| {
-            w.fleet = Box::new(|desired, view, now| {
-                let mut plan = fleet::fleet(desired, view, now);
-                plan.actions.retain(|a| !matches!(a, FleetAction::Refuse { .. }));
-                plan
-            });
-        },
-    },
-    Mutant {
-        name: "forgets a service that still has replicas",
-        laws: &[Law::L4],
-        put_in: |w| {
-            w.fleet = Box::new(|desired, view, now| {
-                let mut plan = fleet::fleet(desired, view, now);
-                for (name, service) in &desired.services {
-                    let again = FleetAction::Forget { service: name.clone() };
-                    if service.record.deleting && !plan.actions.contains(&again) {
-                        plan.actions.push(again);
-                    }
-                }
-                plan
-            });
-        },
-    },
-];
-
-/// The true node planner, each action changed by `edit` and kept if it says so.
-fn edit_node(world: &mut World, edit: fn(&mut NodeAction) -> bool) {
-    world.node = Box::new(move |assigned, view, now| {
-        let mut plan = node::node(assigned, view, now);
-        plan.actions.retain_mut(edit);
-        plan
-    });
-}
-
-/// The true fleet planner, each service's assignment changed by `edit`.
-fn edit_groups(world: &mut World, edit: fn(&narae_orchestrator::plan::DesiredService, &str, &mut Assigned)) {
-    world.fleet = Box::new(move |desired, view, now| {
-        let mut plan = fleet::fleet(desired, view, now);
-        let mut assignment = view.assigned.clone();
-        plan.actions.retain(|action| match action {
-            FleetAction::Assign { assignment: new } => {
-                assignment = new.clone();
-                false
-            }
-            _ => true,
-        });
-        for (name, service) in &desired.services {
-            if let Some(assigned) = assignment.services.get_mut(name) {
-                edit(service, name.as_str(), assigned);
-            }
-        }
-        if assignment != view.assigned {
-            plan.actions.push(FleetAction::Assign { assignment });
-        }
-        plan
-    });
-}
-
-fn whole(revision: &std::sync::Arc<narae_orchestrator::model::Revision>, replicas: u32) -> Group {
-    Group {
-        replicas,
-        generation: 0,
-        on_trial: false,
-        retiring: false,
-        surge: 0,
-        unavailable: 0,
-        revision: revision.clone(),
-    }
 }
 
 /// What happened in all worlds together.
@@ -453,7 +217,16 @@ fn play_and_look(
         let states = service.revisions.values().map(|r| &r.state);
         seen.proved += u32::from(states.clone().any(|s| matches!(s, RevisionState::Proved { .. })));
         seen.refused += u32::from(states.clone().any(|s| matches!(s, RevisionState::Refused(_))));
-        seen.healthy += u32::from(status::state(service, world.replicas(), world.now).state == State::Healthy);
+        seen.healthy += u32::from(
+            status::state(
+                service,
+                world.view.autoscaled(&service.record.name),
+                world.replicas(),
+                world.now,
+            )
+            .state
+                == State::Healthy,
+        );
     }
     breaches.append(&mut world.breaches);
     (trace, breaches)
@@ -473,13 +246,20 @@ fn rest(world: &mut World) -> Vec<Breach> {
     for replica in &mut world.view.replicas {
         replica.in_flight = 0;
         replica.consecutive_traps = 0;
+        replica.consecutive_failures = 0;
+    }
+    world.calm();
+    for service in world.desired.services.values_mut() {
+        if let Some(at) = &mut service.record.rollout {
+            at.paused = false;
+        }
     }
     // The wait for a dependency, the longest deadline and a retry in crash-loop take 30 s each; a rollout of four less.
     world.advance_secs(150);
     let mut breaches = Vec::new();
     let mut probes = false;
     for (name, service) in &world.desired.services {
-        let s = status::state(service, world.replicas(), world.now);
+        let s = status::state(service, world.view.autoscaled(name), world.replicas(), world.now);
         let always = service
             .revisions
             .values()
@@ -492,11 +272,15 @@ fn rest(world: &mut World) -> Vec<Breach> {
         };
         let able = service.record.stable.is_none_or(starts);
         let fine = match s.state {
-            State::Healthy | State::Stopped | State::Failed => true,
+            State::Healthy | State::Stopped | State::Scheduled | State::Failed => true,
+            State::Running | State::Succeeded | State::Cancelled => true,
             State::Degraded | State::CrashLoop => !always || !able || s.serving == s.wanted,
             State::Starting | State::Rolling | State::Deleting => !always,
         };
-        probes |= service.revisions.values().any(|r| r.spec.readiness.is_some());
+        let probed = |r: &std::sync::Arc<narae_orchestrator::model::Revision>| {
+            r.spec.readiness.is_some() || r.spec.liveness.is_some()
+        };
+        probes |= service.revisions.values().any(probed);
         probes |= !always || !able;
         if !fine {
             let text = format!("does not settle: {}", world.state(name.as_str()));
@@ -527,6 +311,9 @@ fn step(world: &mut World, rng: &mut Rng) -> String {
         let ids: Vec<u64> = world.replicas().iter().map(|r| r.id.0).collect();
         rng.choice(ids)
     };
+    if rng.u32(..20) == 0 {
+        return load::step(world, rng, name);
+    }
     match rng.u32(..100) {
         0..12 => {
             let guest = guest(rng);
@@ -598,12 +385,13 @@ fn step(world: &mut World, rng: &mut Rng) -> String {
             world.reboot();
             "reboot".into()
         }
-        62..64 => {
+        62..67 => rollout::rollout_step(world, name, rng),
+        67..69 => {
             let by = Duration::from_secs(rng.u64(1..100_000));
             world.leap(by);
             format!("leap {by:?}")
         }
-        64..68 => {
+        69..73 => {
             let key = (service_name(name), RevisionNumber(rng.u64(1..4)));
             let guest = guest(rng);
             let said = format!("guest {name} {} {guest:?}", key.1);
@@ -620,7 +408,7 @@ fn step(world: &mut World, rng: &mut Rng) -> String {
 }
 
 fn guest(rng: &mut Rng) -> Guest {
-    let guest = match rng.u32(..12) {
+    let guest = match rng.u32(..14) {
         0 => Guest::trapping_at_start(),
         1 => Guest::never_ready(),
         2 => Guest::dying_after(ms(rng.u64(1..3_000))),
@@ -635,15 +423,25 @@ fn guest(rng: &mut Rng) -> Guest {
             ready: false,
             ..Guest::default()
         },
+        6 => Guest {
+            fails: true,
+            ..Guest::default()
+        },
+        7 => Guest {
+            alive: false,
+            ..Guest::default()
+        },
         _ => Guest::default(),
     };
     Guest {
         starts_in: ms(rng.u64(1..100)),
+        figures: rollout::figures(rng),
         ..guest
     }
 }
 
 fn edit(spec: &mut ServiceSpec, rng: &mut Rng) {
+    rollout::edit_rollout(spec, rng);
     spec.replicas = replica_count(rng.u32(..5));
     spec.rollout.max_surge = if rng.bool() {
         Amount::Percent(rng.u32(..150))
@@ -670,10 +468,29 @@ fn edit(spec: &mut ServiceSpec, rng: &mut Rng) {
         timeout: interval,
         failures: rng.u32(..3),
     });
+    spec.autoscale = (rng.u32(..3) == 0).then(|| load::autoscale(rng));
+    spec.limits.concurrency = [1, 10, 64][rng.usize(..3)];
+    heals(spec, rng);
     spec.depends_on.clear();
     if rng.u32(..3) == 0 {
         spec.depends_on.push(service_name(NAMES[rng.usize(..NAMES.len())]));
     }
+}
+
+/// Liveness and ejection.
+fn heals(spec: &mut ServiceSpec, rng: &mut Rng) {
+    spec.traffic.eject = ms([100, 1_000, 2_000][rng.usize(..3)]);
+    spec.traffic.max_ejected = if rng.bool() {
+        Amount::Percent([0, 34, 50, 100][rng.usize(..4)])
+    } else {
+        Amount::Count(rng.u32(..3))
+    };
+    spec.liveness = (rng.u32(..4) == 0).then(|| LivenessProbe {
+        path: "/healthz".into(),
+        interval: ms([200, 2_000][rng.usize(..2)]),
+        timeout: ms(200),
+        failures: rng.u32(..3),
+    });
 }
 
 fn number(name: &str) -> Option<u64> {

@@ -286,11 +286,13 @@ pub fn view(event: &Event) -> EventView {
 }
 
 /// All kinds with their names, as they are typed after `--kind`.
-pub const KINDS: [(EventKind, &str); 18] = [
+pub const KINDS: &[(EventKind, &str)] = &[
     (EventKind::Deployed, "deployed"),
+    (EventKind::Accepted, "accepted"),
     (EventKind::Started, "started"),
     (EventKind::Serving, "serving"),
     (EventKind::Unready, "unready"),
+    (EventKind::Ejected, "ejected"),
     (EventKind::Draining, "draining"),
     (EventKind::Stopped, "stopped"),
     (EventKind::Died, "died"),
@@ -301,10 +303,16 @@ pub const KINDS: [(EventKind, &str); 18] = [
     (EventKind::Proved, "proved"),
     (EventKind::Refused, "refused"),
     (EventKind::RolledBack, "rolled-back"),
+    (EventKind::Rollout, "rollout"),
     (EventKind::Scaled, "scaled"),
     (EventKind::Deleted, "deleted"),
     (EventKind::Config, "config"),
+    (EventKind::Secret, "secret"),
     (EventKind::Node, "node"),
+    (EventKind::RunBegan, "run-began"),
+    (EventKind::AttemptEnded, "attempt-ended"),
+    (EventKind::RunEnded, "run-ended"),
+    (EventKind::Schedule, "schedule"),
 ];
 
 /// `crash-loop`.
@@ -398,7 +406,7 @@ mod tests {
     #[test]
     fn every_kind_has_the_name_it_is_stored_by() {
         for (kind, name) in KINDS {
-            assert_eq!(serde_json::to_value(kind).unwrap(), name);
+            assert_eq!(serde_json::to_value(kind).unwrap(), *name);
         }
     }
 

@@ -6,10 +6,12 @@
 pub mod agent;
 pub mod api;
 pub mod artifacts;
+pub mod certificates;
 pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod controller;
+pub mod crashes;
 pub mod daemon;
 pub mod demo;
 pub mod events;
@@ -20,4 +22,5 @@ pub mod model;
 pub mod plan;
 pub mod proxy;
 pub mod secret_file;
+pub mod secrets;
 pub mod store;

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use dashmap::DashMap;
 use futures::{Stream, StreamExt, future};
-use narae_runtime::{LogSink, Stream as Output};
+use narae_runtime::{Level, LogSink, Stream as Output};
 use serde::Deserialize;
 use tokio::sync::broadcast;
 use tokio_stream::wrappers::BroadcastStream;
@@ -47,6 +47,7 @@ impl LogEntry {
         let stream = match self.stream {
             Output::Stdout => "stdout",
             Output::Stderr => "stderr",
+            Output::Log => "log",
         };
         let level = match self.level {
             LogLevel::Debug => "debug",
@@ -242,7 +243,8 @@ impl LogRing {
         self.inner().dropped_total
     }
 
-    fn line(&self, revision: RevisionNumber, replica: ReplicaId, stream: Output, line: &[u8]) {
+    /// `level` is guessed from the line where the guest has not said it.
+    fn line(&self, revision: RevisionNumber, replica: ReplicaId, stream: Output, level: Option<LogLevel>, line: &[u8]) {
         let mut inner = self.inner();
         if !inner.take(self.clock.monotonic()) {
             inner.dropped += 1;
@@ -250,7 +252,7 @@ impl LogRing {
             inner.dropped_from = (revision, replica);
             return;
         }
-        let level = guess_level(line);
+        let level = level.unwrap_or_else(|| guess_level(line));
         if level < inner.settings.level {
             return;
         }
@@ -346,7 +348,18 @@ struct Sink {
 
 impl LogSink for Sink {
     fn line(&self, stream: Output, line: &[u8]) {
-        self.ring.line(self.revision, self.replica, stream, line);
+        self.ring.line(self.revision, self.replica, stream, None, line);
+    }
+
+    fn log(&self, level: Level, line: &[u8]) {
+        let level = match level {
+            Level::Trace | Level::Debug => LogLevel::Debug,
+            Level::Info => LogLevel::Info,
+            Level::Warn => LogLevel::Warn,
+            Level::Error | Level::Critical => LogLevel::Error,
+        };
+        self.ring
+            .line(self.revision, self.replica, Output::Log, Some(level), line);
     }
 }
 
@@ -456,6 +469,25 @@ mod tests {
             .iter()
             .map(|entry| entry.line.to_string())
             .collect()
+    }
+
+    #[test]
+    fn a_level_that_the_guest_gave_is_not_guessed() {
+        let logs = Logs::new(Clock::system());
+        let ring = logs.ring(&"s".parse().unwrap(), &Settings::default());
+        let sink = ring.sink(RevisionNumber(1), ReplicaId(1));
+        sink.log(Level::Warn, b"all good");
+        sink.log(Level::Debug, b"ERROR not shown");
+        sink.log(Level::Critical, b"db: gone");
+        let found = ring.query(&LogQuery::default());
+        let shown: Vec<_> = found.iter().map(|e| (e.stream, e.level, &*e.line)).collect();
+        assert_eq!(
+            shown,
+            [
+                (Output::Log, LogLevel::Warn, "all good"),
+                (Output::Log, LogLevel::Error, "db: gone")
+            ]
+        );
     }
 
     #[test]

@@ -52,6 +52,7 @@ pub struct RevisionMetrics {
     cpu_ns: AtomicU64,
     memory_bytes: AtomicU64,
     restarts: AtomicU64,
+    ejections: AtomicU64,
     /// In the order of [`PHASES`].
     replicas: [AtomicU64; PHASES.len()],
     history: Mutex<VecDeque<(Millis, Counts)>>,
@@ -88,6 +89,11 @@ impl RevisionMetrics {
         self.restarts.store(n, Relaxed);
     }
 
+    /// A replica was taken out of the routes for its failures.
+    pub fn ejected(&self) {
+        self.ejections.fetch_add(1, Relaxed);
+    }
+
     /// Processor time beyond what was told before.
     pub fn add_cpu(&self, ns: u64) {
         self.cpu_ns.fetch_add(ns, Relaxed);
@@ -118,9 +124,25 @@ impl RevisionMetrics {
         self.restarts.load(Relaxed)
     }
 
+    /// What a gate judges by. Calls that reached no guest are no figure of its revision.
+    fn standing(&self) -> Standing {
+        let unseen = self.errors.get(Reason::Busy) + self.errors.get(Reason::Gone);
+        Standing {
+            requests: self.answered().saturating_sub(unseen),
+            errors: self.classes[4].load(Relaxed).saturating_sub(unseen),
+            traps: self.errors.get(Reason::Trap) + self.errors.get(Reason::Limit),
+            durations: self.duration.counts(),
+        }
+    }
+
     /// Answers so far.
     pub fn answered(&self) -> u64 {
         self.classes.iter().map(|class| class.load(Relaxed)).sum()
+    }
+
+    /// Calls begun so far.
+    fn begun(&self) -> u64 {
+        self.answered() + self.errors.get(Reason::ClientGone) + self.in_flight()
     }
 
     fn snapshot(&self, now: Millis) {
@@ -141,17 +163,42 @@ impl RevisionMetrics {
     }
 }
 
+/// Where the counters of a revision stand.
+#[derive(Clone, Debug, Default)]
+pub struct Standing {
+    /// Ended requests, but those whose client left.
+    pub requests: u64,
+    /// Answered with 500 or above, or failed.
+    pub errors: u64,
+    /// Trapped, by a limit or by itself.
+    pub traps: u64,
+    pub durations: Counts,
+}
+
 /// Counters of one service that belong to no revision: requests that found no replica.
 #[derive(Debug, Default)]
 pub struct ServiceMetrics {
     errors: Errors,
     queued: AtomicI64,
+    wanted: AtomicU64,
+    /// What the files of each volume cost, in bytes.
+    volumes: Mutex<BTreeMap<String, u64>>,
 }
 
 impl ServiceMetrics {
     /// Requests waiting for a replica with room.
     pub fn set_waiting(&self, n: u64) {
         self.queued.store(i64::try_from(n).unwrap_or(i64::MAX), Relaxed);
+    }
+
+    /// Replicas that are wanted now, of all revisions.
+    pub fn set_wanted(&self, n: u64) {
+        self.wanted.store(n, Relaxed);
+    }
+
+    /// What the files of each open volume cost, in bytes.
+    pub fn set_volumes(&self, used: BTreeMap<String, u64>) {
+        *self.volumes.lock().unwrap_or_else(PoisonError::into_inner) = used;
     }
 
     /// A request ended before a revision was chosen.
@@ -290,6 +337,20 @@ impl Metrics {
             .entry(revision)
             .or_default()
             .clone()
+    }
+
+    /// Calls begun so far, for each revision that is counted.
+    pub fn begun(&self, service: &ServiceName) -> Vec<(RevisionNumber, u64)> {
+        let services = self.read();
+        let revisions = services.get(service).map(|s| s.revisions.iter());
+        revisions.into_iter().flatten().map(|(n, r)| (*n, r.begun())).collect()
+    }
+
+    /// Where the revision's counters stand; zeros for one that is not known.
+    pub fn standing(&self, service: &ServiceName, revision: RevisionNumber) -> Standing {
+        let services = self.read();
+        let found = services.get(service).and_then(|s| s.revisions.get(&revision));
+        found.map_or_else(Standing::default, |metrics| metrics.standing())
     }
 
     /// Drops all revisions of the service but these; requests that still run count on unseen.

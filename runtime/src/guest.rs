@@ -6,7 +6,12 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::backend::Prepared;
+use ::http::{HeaderName, HeaderValue};
+
+use crate::backend::{Prepared, Task};
+use crate::http::{Request, Response};
+pub use crate::keyvalue::{KeyValue, KeyValueError};
+use crate::volume::VolumeGrant;
 
 /// One guest to start: a prepared artifact with its limits, grants and log sink.
 #[derive(Clone)]
@@ -79,7 +84,42 @@ pub struct Grants {
     pub outbound: Outbound,
     /// `wasi:keyvalue` stores by name.
     pub key_values: BTreeMap<String, Arc<dyn KeyValue>>,
+    /// Directories of `wasi:filesystem`.
+    pub volumes: Vec<VolumeGrant>,
+    /// The way to other services of this node; `outbound.services` says to which.
+    pub neighbours: Option<Arc<dyn Neighbours>>,
+    /// Headers that the host adds to outbound calls.
+    pub credentials: Vec<Credential>,
 }
+
+/// A header that the host adds to every outbound HTTP call to one host, and that the guest never sees.
+#[derive(Clone, Debug)]
+pub struct Credential {
+    /// Lower case, without port: the calls that `allow` lets through to it get the header.
+    pub host: String,
+    pub header: HeaderName,
+    /// Marked as sensitive: it is never printed.
+    pub value: HeaderValue,
+}
+
+impl Credential {
+    pub fn new(host: String, header: HeaderName, mut value: HeaderValue) -> Self {
+        value.set_sensitive(true);
+        Self { host, header, value }
+    }
+}
+
+/// Other services of this node, reached without a socket. The runtime knows them by name alone.
+pub trait Neighbours: Send + Sync {
+    /// Sends a request (origin-form URI, `host` is `NAME.internal`) that came through so many calls between services. `None`:
+    /// there is no such service. What the balancer refuses is an answer, as a client would get it.
+    fn call(&self, name: &str, hops: u32, request: Request) -> Option<Task<'static, Response>>;
+}
+
+/// How many calls between services led to a request: in the extensions of every [`Request`] that came that way. No header
+/// carries it, so that no guest can reset it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Hops(pub u32);
 
 /// `[outbound]`: which addresses a guest's HTTP calls may reach.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -91,8 +131,24 @@ pub struct Outbound {
     pub private: bool,
     /// Deadline of a whole call until its response head, and of each wait for a further frame.
     pub timeout: Duration,
-    /// Calls at once per replica.
+    /// Calls at once per replica, and as many TCP connections.
     pub concurrent: u32,
+    /// Services of this node that may be called as `http://NAME.internal`.
+    #[serde(default)]
+    pub services: Vec<String>,
+    /// Headers added by the host, their values by the name of a secret.
+    #[serde(default)]
+    pub credentials: Vec<CredentialName>,
+}
+
+/// One entry of `credentials`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CredentialName {
+    /// Lower case, without port.
+    pub host: String,
+    /// Lower case.
+    pub header: String,
+    pub secret: String,
 }
 
 impl Default for Outbound {
@@ -102,14 +158,17 @@ impl Default for Outbound {
             private: false,
             timeout: Duration::from_secs(5),
             concurrent: 64,
+            services: Vec::new(),
+            credentials: Vec::new(),
         }
     }
 }
 
-/// One allowed origin: `https://payments.example.test`, `http://10.20.0.5:8080`, `https://*.example.test`.
+/// One allowed origin: `https://payments.example.test`, `http://10.20.0.5:8080`, `https://*.example.test`,
+/// `tcp://10.20.0.5:5432`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Target {
-    /// `http` or `https`.
+    /// `http`, `https` or `tcp`.
     pub scheme: String,
     /// Lower case, without brackets; a first label `*` stands for exactly one label.
     pub host: String,
@@ -117,46 +176,35 @@ pub struct Target {
     pub port: u16,
 }
 
-/// Which of its two output streams a guest wrote to.
+/// Where a guest wrote a line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Stream {
     Stdout,
     Stderr,
+    /// `wasi:logging`.
+    Log,
 }
 
 /// Takes a guest's output. Called on the data path: must not block and must bound what it keeps.
 pub trait LogSink: Send + Sync {
     /// One line without its newline, at most 8 KiB (longer ones arrive in pieces), any bytes.
     fn line(&self, stream: Stream, line: &[u8]);
+
+    /// A line of `wasi:logging`, at most 8 KiB, with the level that the guest gave it.
+    fn log(&self, level: Level, line: &[u8]) {
+        let _ = level;
+        self.line(Stream::Log, line);
+    }
 }
 
-/// A `wasi:keyvalue` store as the host sees it. Calls are short and may be made on the data path.
-pub trait KeyValue: Send + Sync {
-    fn get(&self, key: &str) -> Result<Option<Vec<u8>>, KeyValueError>;
-    fn set(&self, key: &str, value: &[u8]) -> Result<(), KeyValueError>;
-    fn delete(&self, key: &str) -> Result<(), KeyValueError>;
-    fn exists(&self, key: &str) -> Result<bool, KeyValueError>;
-    /// Adds to a number kept as decimal text (absent counts as 0) in one step and returns the new value.
-    fn increment(&self, key: &str, delta: i64) -> Result<i64, KeyValueError>;
-    /// Keys after `cursor` in order, at most 1,000, and the cursor of the next page.
-    fn keys(&self, cursor: Option<&str>) -> Result<(Vec<String>, Option<String>), KeyValueError>;
-}
-
-/// What a key-value store can refuse.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum KeyValueError {
-    /// The write would pass the store's quota (bytes).
-    #[error("store is full: its size is {quota_bytes} bytes")]
-    Full { quota_bytes: u64 },
-    /// `increment` on something that is not a number.
-    #[error("value is not a number")]
-    NotANumber,
-    /// Key over 1 KiB or value over 1 MiB.
-    #[error("key or value too large")]
-    TooLarge,
-    /// The store behind it failed.
-    #[error("store failed: {0}")]
-    Store(String),
+/// `wasi:logging/logging.level`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Level {
+    Trace,
+    Debug,
+    Info,
+    Warn,
+    Error,
+    Critical,
 }

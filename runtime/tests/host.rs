@@ -157,7 +157,7 @@ async fn a_guest_keeps_values_over_its_instances() {
     assert_eq!(service.call("GET", "/kv/colour", "").await.1.trim_end(), "blue");
     assert_eq!(service.call("GET", "/incr/visits", "").await.1.trim_end(), "1");
     assert_eq!(service.call("GET", "/incr/visits", "").await.1.trim_end(), "2");
-    assert_eq!(store.get("visits").unwrap().as_deref(), Some(&b"2"[..]));
+    assert_eq!(store.get(vec!["visits".into()]).await.unwrap(), [Some(b"2".to_vec())]);
     assert_eq!(service.call("GET", "/kv/colour?bucket=other", "").await.0, 502);
 }
 

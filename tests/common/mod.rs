@@ -19,6 +19,11 @@ pub fn binary() -> &'static str {
     BINARY.get_or_init(|| std::env::var("NARAE_BINARY").unwrap_or_else(|_| env!("CARGO_BIN_EXE_narae").to_owned()))
 }
 
+/// The binary is a release build on a machine that is ours: what is promised for one is held to the letter.
+pub fn strict() -> bool {
+    std::env::var_os("NARAE_STRICT").is_some()
+}
+
 /// A committed guest.
 pub fn module(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use super::{Agent, Slot, State};
+use crate::crashes::{Crash, CrashKind};
 use crate::events::Occurrence;
 use crate::model::{Death, EventKind, Millis, Phase, Probing, Replica, ReplicaId, RevisionNumber, ServiceName};
 use crate::plan::{NodeAction, facts, words};
@@ -21,7 +22,7 @@ impl Agent {
                 self.create(replica, &service, revision, generation, now);
             }
             NodeAction::Restart { replica } => self.restart(replica, now),
-            NodeAction::Probe { replica, probe } => self.probe(replica, probe),
+            NodeAction::Probe { replica, probe } => self.probe(replica, probe, now),
             NodeAction::Ready { replica } => self.change(replica, |slot| {
                 facts::ready(&mut slot.facts, slot.revision.spec.readiness.as_ref(), now);
             }),
@@ -34,6 +35,8 @@ impl Agent {
                     "readiness probe failed: out of the routes".into(),
                 );
             }
+            NodeAction::Eject { replica, until } => self.eject(replica, until, now),
+            NodeAction::Return { replica } => self.take_back(replica, now),
             NodeAction::Drain { replica, until } => self.drain(replica, until, now),
             NodeAction::Stop { replica } => self.stop(replica, now),
             NodeAction::Kill { replica, death } => self.kill(replica, death),
@@ -75,6 +78,7 @@ impl Agent {
                 upstream: None,
                 life: 0,
                 cpu_counted_ns: 0,
+                cpu_seen_ns: 0,
             };
             state.slots.insert(id, slot);
         }
@@ -89,6 +93,7 @@ impl Agent {
             slot.upstream = None;
             slot.life += 1;
             slot.cpu_counted_ns = 0;
+            slot.cpu_seen_ns = 0;
             (Arc::clone(&slot.revision), slot.life, slot.facts.restarts_total)
         };
         self.note_event(id, EventKind::Restarting, format!("restart {}", started.2));
@@ -112,13 +117,47 @@ impl Agent {
                 spec.limits.concurrency,
                 counters,
             );
-            upstream.set_trap_limit(spec.traffic.consecutive_failures);
+            upstream.set_failure_limit(spec.traffic.consecutive_failures);
             upstream
         });
         service.admit(Arc::clone(upstream));
         facts::admitted(&mut slot.facts, now);
         drop(state);
         self.note_event(id, EventKind::Serving, "serving".into());
+    }
+
+    fn eject(&self, id: ReplicaId, until: Millis, now: Millis) {
+        let left = words::duration(until.since(now));
+        let failures = self
+            .lock()
+            .slots
+            .get(&id)
+            .map_or(0, |s| s.observe().consecutive_failures);
+        self.leave_routes(id, |facts| facts::ejected(facts, until, now));
+        let of = self
+            .lock()
+            .slots
+            .get(&id)
+            .map(|s| (s.facts.service.clone(), s.facts.revision, s.upstream.clone()));
+        if let Some((service, revision, upstream)) = of {
+            self.tools.metrics.revision(&service, revision).ejected();
+            upstream.inspect(|u| u.forgive());
+        }
+        let text = format!("ejected for {left}: {failures} calls in a row failed");
+        self.note_event(id, EventKind::Ejected, text);
+    }
+
+    fn take_back(&self, id: ReplicaId, now: Millis) {
+        let mut state = self.lock();
+        let State { slots, services, .. } = &mut *state;
+        let Some(slot) = slots.get_mut(&id) else { return };
+        if let (Some(upstream), Some(service)) = (&slot.upstream, services.get(&slot.facts.service)) {
+            upstream.forgive();
+            service.admit(Arc::clone(upstream));
+        }
+        facts::returned(&mut slot.facts, now);
+        drop(state);
+        self.note_event(id, EventKind::Serving, "serving again after its ejection".into());
     }
 
     fn leave_routes(&self, id: ReplicaId, record: impl FnOnce(&mut Replica)) {
@@ -206,19 +245,40 @@ impl Agent {
         } else {
             EventKind::Died
         };
+        if kind == EventKind::Died {
+            self.report_death(id, &death);
+        }
         self.note_event(id, kind, text);
+    }
+
+    fn report_death(&self, id: ReplicaId, death: &Death) {
+        let of = self
+            .lock()
+            .slots
+            .get(&id)
+            .map(|s| (s.facts.service.clone(), s.facts.revision));
+        let Some((service, revision)) = of else { return };
+        self.tools.crashes.record(&service, CrashKind::Death, || Crash {
+            kind: CrashKind::Death,
+            service: service.clone(),
+            revision,
+            replica: id,
+            reason: words::death(death),
+            limit: matches!(death, Death::NoMemory).then(|| narae_runtime::Limit::MemoryBudget.name()),
+            backtrace: Vec::new(),
+        });
     }
 
     fn forget(&self, id: ReplicaId) {
         self.lock().slots.remove(&id);
     }
 
-    fn probe(self: &Arc<Self>, id: ReplicaId, probe: Probing) {
+    fn probe(self: &Arc<Self>, id: ReplicaId, probe: Probing, now: Millis) {
         let found = {
             let mut state = self.lock();
             let Some(slot) = state.slots.get_mut(&id) else { return };
             let Some(instance) = slot.instance.clone() else { return };
-            facts::probing(&mut slot.facts, probe);
+            facts::probing(&mut slot.facts, probe, now);
             (instance, Arc::clone(&slot.revision), slot.life)
         };
         self.probe_task(id, probe, found);

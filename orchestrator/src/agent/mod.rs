@@ -2,10 +2,16 @@
 //! replica starts, leaves the routes or stops is decided in `plan`.
 
 mod act;
+mod jobs;
+mod load;
+pub mod neighbours;
 mod replica;
 mod routes;
+mod standing;
 
+pub use jobs::{Running, Start};
 pub use replica::report;
+pub use standing::Figures;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -15,13 +21,16 @@ use tokio::sync::{Notify, OnceCell};
 
 use crate::artifacts::Artifacts;
 use crate::clock::Clock;
+use crate::crashes::{Context, Crashes};
 use crate::events::Events;
 use crate::logs::Logs;
 use crate::metrics::{Metrics, PHASES};
 use crate::model::{Millis, Replica, ReplicaId, Revision, RevisionNumber, ServiceName};
-use crate::plan::{Assignment, NodeView, Note, Plan, ReplicaIdSeed};
+use crate::plan::{Assignment, Group, NodeView, Note, Plan, ReplicaIdSeed, facts};
 use crate::proxy::{Balancer, Service, Upstream};
+use crate::secrets::Secrets;
 use crate::store::keyvalue::KeyValues;
+use crate::store::volumes::Volumes;
 
 /// What the agent acts with.
 #[derive(Clone)]
@@ -29,9 +38,12 @@ pub struct Tools {
     pub backend: Arc<dyn Backend>,
     pub blobs: Artifacts,
     pub keyvalues: Arc<KeyValues>,
+    pub secrets: Arc<Secrets>,
+    pub volumes: Arc<Volumes>,
     pub logs: Arc<Logs>,
     pub events: Arc<Events>,
     pub metrics: Arc<Metrics>,
+    pub crashes: Arc<Crashes>,
     pub balancer: Arc<Balancer>,
     /// Where guests are started and probed: never the control runtime, which a spinning guest must not delay.
     pub guests: tokio::runtime::Handle,
@@ -45,6 +57,11 @@ pub struct Agent {
     tools: Tools,
     state: Mutex<State>,
     prepared: Mutex<BTreeMap<Digest, Arc<OnceCell<Prepared>>>>,
+    jobs: jobs::Jobs,
+    /// Code that is kept though no replica runs it: a schedule will.
+    kept: Mutex<std::collections::BTreeSet<Digest>>,
+    /// How services call each other.
+    inside: Arc<neighbours::Inside>,
 }
 
 #[derive(Default)]
@@ -56,6 +73,8 @@ struct State {
     next_id: u64,
     jitter_seed: u64,
     notes: Vec<Note>,
+    /// What the autoscaled services have used so far.
+    used: BTreeMap<ServiceName, load::Used>,
 }
 
 /// One replica: its facts, and the things behind them.
@@ -68,6 +87,8 @@ struct Slot {
     life: u64,
     /// Processor time that the metrics have already.
     cpu_counted_ns: u64,
+    /// And what the autoscaler has.
+    cpu_seen_ns: u64,
 }
 
 /// One replica for `status`: facts and usage.
@@ -86,9 +107,12 @@ impl Agent {
             ..State::default()
         };
         Arc::new(Self {
+            inside: neighbours::Inside::new(Arc::clone(&tools.balancer)),
             tools,
             state: Mutex::new(state),
             prepared: Mutex::default(),
+            jobs: jobs::Jobs::default(),
+            kept: Mutex::default(),
         })
     }
 
@@ -130,7 +154,16 @@ impl Agent {
             }
         }
         let services = state.services.clone();
+        let wanted =
+            |groups: &BTreeMap<RevisionNumber, Group>| groups.values().map(|g| u64::from(g.replicas)).sum::<u64>();
+        let assigned = state.assigned.services.iter();
+        let wanted: BTreeMap<_, _> = assigned.map(|(name, a)| (name.clone(), wanted(&a.groups))).collect();
         drop(state);
+        for (key, (cpu_ns, memory_bytes)) in self.jobs.measure() {
+            let sum = sums.entry(key).or_default();
+            sum.cpu_ns += cpu_ns;
+            sum.memory_bytes += memory_bytes;
+        }
         for ((service, revision), sum) in &sums {
             let metrics = self.tools.metrics.revision(service, *revision);
             metrics.add_cpu(sum.cpu_ns);
@@ -144,7 +177,10 @@ impl Agent {
             }
             let live: Vec<RevisionNumber> = sums.keys().filter(|(s, _)| s == name).map(|(_, r)| *r).collect();
             self.tools.metrics.keep(name, &live);
-            self.tools.metrics.service(name).set_waiting(service.queued());
+            let metrics = self.tools.metrics.service(name);
+            metrics.set_waiting(service.queued());
+            metrics.set_volumes(self.tools.volumes.used(name));
+            metrics.set_wanted(wanted.get(name).copied().unwrap_or(0));
         }
     }
 
@@ -172,6 +208,35 @@ impl Agent {
                 && want.revision.is_none_or(|r| r == s.facts.revision)
         };
         state.slots.values().filter(fits).find_map(|s| s.upstream.clone())
+    }
+
+    /// What a crash report says of a replica beside its failure.
+    pub fn context(&self, service: &ServiceName, revision: RevisionNumber, replica: ReplicaId) -> Context {
+        let state = self.lock();
+        let slot = state.slots.get(&replica).filter(|s| s.facts.service == *service);
+        Context {
+            digest: slot
+                .filter(|s| s.facts.revision == revision)
+                .map(|s| s.revision.digest.to_string()),
+            restarts: slot.map_or(0, |s| s.facts.restarts_total),
+        }
+    }
+
+    /// A module was stored: replicas that died because it could not be used are tried at once. True when there are any.
+    pub fn module_came(&self, digest: Digest) -> bool {
+        let mut state = self.lock();
+        let mut any = false;
+        for slot in state.slots.values_mut().filter(|s| s.revision.digest == digest) {
+            any |= facts::preparable(&mut slot.facts);
+        }
+        any
+    }
+
+    /// Thousandths of the requests by revision, as told last; empty: all that serve are alike.
+    pub fn split(&self, service: &ServiceName) -> BTreeMap<RevisionNumber, u32> {
+        let state = self.lock();
+        let assigned = state.assigned.services.get(service);
+        assigned.map(|a| a.split.clone()).unwrap_or_default()
     }
 
     /// What it was told last.
@@ -210,12 +275,13 @@ impl Agent {
         for action in actions {
             self.act(action, now);
         }
-        self.publish();
+        self.publish(now);
         (wake_at, acted)
     }
 
     /// Take everything out of the routes and stop it, when the process ends: drain first, each service its own time.
     pub async fn shut_down(&self, grace: std::time::Duration) {
+        self.end_attempts();
         let stops: Vec<_> = {
             let mut state = self.lock();
             state
@@ -261,6 +327,7 @@ impl Slot {
         if let Some(upstream) = &self.upstream {
             facts.in_flight = upstream.in_flight();
             facts.consecutive_traps = upstream.consecutive_traps();
+            facts.consecutive_failures = upstream.consecutive_failures();
         }
         facts
     }

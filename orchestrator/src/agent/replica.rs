@@ -1,14 +1,20 @@
 //! The tasks behind a replica: start it, probe it. They run on the guests' runtime and end by recording a fact.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use narae_runtime::{Artifact, Body, Grants, Guest, Instance, PrepareError, Prepared, Request, StartError, TrapReport};
+use narae_runtime::{
+    Artifact, Body, BodyError, CallError, Credential, CredentialName, Grants, Guest, Instance, PrepareError, Prepared,
+    Request, StartError, TrapReport, VolumeGrant,
+};
 
 use super::Agent;
+use crate::crashes::{Crash, CrashKind};
 use crate::events::Occurrence;
-use crate::model::{Death, EventKind, Phase, Probing, ReplicaId, Revision};
+use crate::model::{Death, EventKind, Phase, Probing, Redacted, ReplicaId, Revision, ServiceSpec};
 use crate::plan::{facts, words};
+use crate::secrets::mask::Mask;
 
 /// The user agent of the implicit probe: guests and their logs can tell it from a client.
 const PROBE_AGENT: &str = "narae-probe";
@@ -40,7 +46,7 @@ impl Agent {
             .prepared(revision)
             .await
             .map_err(|reason| Death::CannotPrepare { reason })?;
-        let guest = self.guest(id, revision, prepared)?;
+        let guest = self.guest(id, revision, prepared).await?;
         // Processor time is the guest's limit; a start that waits instead has this one.
         let wall = revision.spec.limits.start_time + START_SLACK;
         let Ok(started) = tokio::time::timeout(wall, self.tools.backend.start(guest)).await else {
@@ -65,6 +71,15 @@ impl Agent {
     /// A start that trapped tells its limit and where it was, as a call does.
     fn note_start_trap(&self, id: ReplicaId, revision: &Revision, report: &TrapReport) {
         let kind = report.limit.map_or(EventKind::Trap, |_| EventKind::Limit);
+        self.tools.crashes.remember(Crash {
+            kind: CrashKind::Call,
+            service: revision.spec.name.clone(),
+            revision: revision.number,
+            replica: id,
+            reason: report.reason.to_string(),
+            limit: report.limit.map(|limit| limit.name()),
+            backtrace: report.backtrace.to_vec(),
+        });
         self.tools.events.record_with(kind, Some(&revision.spec.name), || {
             let occurrence = Occurrence {
                 limit: report.limit.map(|limit| limit.name().to_owned()),
@@ -131,37 +146,100 @@ impl Agent {
         made.cloned()
     }
 
-    /// Compiled code of digests that no replica runs any more is let go.
+    /// Compiled code of digests that no replica runs any more is let go, but for what is kept for a schedule.
     pub(super) fn drop_unused_code(&self, used: &std::collections::BTreeSet<narae_runtime::Digest>) {
+        let kept = self
+            .kept
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+            .clone();
         let mut prepared = self.prepared.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        prepared.retain(|digest, _| used.contains(digest));
+        prepared.retain(|digest, _| used.contains(digest) || kept.contains(digest));
     }
 
-    fn guest(&self, id: ReplicaId, revision: &Revision, prepared: Prepared) -> Result<Guest, Death> {
+    /// Code of these stays, whether a replica runs it or not.
+    pub fn keep_code(&self, digests: std::collections::BTreeSet<narae_runtime::Digest>) {
+        *self.kept.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = digests;
+    }
+
+    /// Compiles and links what will be needed soon. A failure is told when a replica is started.
+    pub fn prepare_ahead(self: &Arc<Self>, revision: Arc<Revision>) {
+        let kept = &mut *self.kept.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        kept.insert(revision.digest);
+        let agent = Arc::clone(self);
+        self.tools.guests.spawn(async move {
+            if let Err(reason) = agent.prepared(&revision).await {
+                tracing::warn!(service = %revision.service, reason, "what a schedule will need cannot be prepared");
+            }
+        });
+    }
+
+    /// The service's volumes, opened. The first time they are measured, which takes as long as they have files.
+    async fn volumes(&self, spec: &ServiceSpec) -> Result<Vec<VolumeGrant>, Death> {
+        let mut grants = Vec::with_capacity(spec.volumes.len());
+        for volume in &spec.volumes {
+            let (volumes, service, name) = (Arc::clone(&self.tools.volumes), spec.name.clone(), volume.name.clone());
+            let opened = tokio::task::spawn_blocking(move || volumes.open(&service, &name)).await;
+            let opened = opened
+                .map_err(|e| report(&e))
+                .and_then(|opened| opened.map_err(|e| report(&e)));
+            grants.push(VolumeGrant {
+                volume: opened.map_err(|e| Death::CannotPrepare {
+                    reason: format!("volume `{}`: {e}", volume.name),
+                })?,
+                guest_path: volume.mount.clone(),
+                size_bytes: volume.size_bytes,
+                read_only: volume.read_only,
+            });
+        }
+        Ok(grants)
+    }
+
+    /// A guest of this revision with everything its file grants.
+    pub(super) async fn guest(&self, id: ReplicaId, revision: &Revision, prepared: Prepared) -> Result<Guest, Death> {
         let spec = &revision.spec;
-        let mut key_values = std::collections::BTreeMap::new();
+        let secrets = self.tools.secrets.values(&revision.secrets).await;
+        let secrets = secrets.map_err(|e| Death::CannotPrepare { reason: report(&e) })?;
+        let volumes = self.volumes(spec).await?;
+        let secret = |name: &String| {
+            secrets.get(name).ok_or_else(|| Death::CannotPrepare {
+                reason: format!("secret `{name}` is not pinned by revision {}", revision.number),
+            })
+        };
+        let mut key_values = BTreeMap::new();
         for store in &spec.keyvalue {
-            let opened = self.tools.keyvalues.store(&spec.name, &store.name, store.size_bytes);
+            let password = store.password.as_ref().map(secret).transpose()?;
+            let password = password.map(Redacted::expose);
+            let opened = self.tools.keyvalues.open_store(&spec.name, store, password);
             let opened = opened.map_err(|e| Death::CannotPrepare {
                 reason: format!("key-value store `{}`: {e}", store.name),
             })?;
             key_values.insert(store.name.clone(), opened);
         }
-        let pairs = |map: &std::collections::BTreeMap<String, String>| {
-            map.iter().map(|(k, v)| (k.clone(), v.clone())).collect::<Vec<_>>()
-        };
+        let pairs =
+            |map: &BTreeMap<String, String>| map.iter().map(|(k, v)| (k.clone(), v.clone())).collect::<Vec<_>>();
+        let mut env = pairs(&spec.env);
+        for (variable, name) in &spec.secrets {
+            env.push((variable.clone(), secret(name)?.expose().to_owned()));
+        }
+        let credentials = spec.outbound.credentials.iter();
+        let credentials = credentials.map(|named| credential(named, secret(&named.secret)?));
         Ok(Guest {
             prepared,
             label: format!("{}/{}/{}", spec.name, revision.number, id).into(),
             limits: spec.limits.clone(),
             grants: Grants {
-                env: pairs(&spec.env),
+                env,
                 args: spec.args.clone(),
                 config: pairs(&spec.config),
                 outbound: spec.outbound.clone(),
                 key_values,
+                volumes,
+                neighbours: Some(Arc::clone(&self.inside) as Arc<dyn narae_runtime::Neighbours>),
+                credentials: credentials.collect::<Result<_, Death>>()?,
             },
-            logs: self.tools.logs.ring(&spec.name, &spec.logs).sink(revision.number, id),
+            logs: Mask::of(secrets.values())
+                .over(self.tools.logs.ring(&spec.name, &spec.logs).sink(revision.number, id)),
         })
     }
 
@@ -176,11 +254,24 @@ impl Agent {
             let task = tokio::spawn(async move { probe_once(&*instance, &revision, probe).await });
             let outcome = task.await.unwrap_or_else(|_| {
                 agent.tools.metrics.node().panicked();
-                Err("the probe task panicked: a bug in narae".into())
+                Some(Err("the probe task panicked: a bug in narae".into()))
             });
+            if probe == Probing::Liveness {
+                agent.lived(id, life, outcome);
+                agent.tools.wake.notify_one();
+                return;
+            }
+            let outcome = outcome.unwrap_or_else(|| Err("no room for the probe".into()));
             agent.probed(id, life, outcome);
             agent.tools.wake.notify_one();
         });
+    }
+
+    fn lived(&self, id: ReplicaId, life: u64, outcome: Option<Result<(), String>>) {
+        let mut state = self.lock();
+        if let Some(slot) = state.slots.get_mut(&id).filter(|s| s.life == life) {
+            facts::lived(&mut slot.facts, outcome);
+        }
     }
 
     fn probed(&self, id: ReplicaId, life: u64, outcome: Result<(), String>) {
@@ -193,16 +284,28 @@ impl Agent {
     }
 }
 
-/// Sends one probe and judges the answer: with a path 200 to 399 counts, without one anything below 500.
-async fn probe_once(instance: &dyn Instance, revision: &Revision, probe: Probing) -> Result<(), String> {
+/// A header that can be sent; its value is told to nobody.
+fn credential(named: &CredentialName, value: &Redacted) -> Result<Credential, Death> {
+    let unusable = |what: &str| Death::CannotPrepare {
+        reason: format!("secret `{}` cannot be {what}", named.secret),
+    };
+    let header = named.header.parse().map_err(|_| unusable("sent under that name"))?;
+    let value = value.expose().parse().map_err(|_| unusable("the value of a header"))?;
+    Ok(Credential::new(named.host.clone(), header, value))
+}
+
+/// Sends one probe and judges the answer: with a path 200 to 399 counts, without one anything below 500. `None`: the node had
+/// no room for it just then, which says nothing about the guest.
+async fn probe_once(instance: &dyn Instance, revision: &Revision, probe: Probing) -> Option<Result<(), String>> {
     let spec = &revision.spec;
-    let (path, timeout, implicit) = match (probe, &spec.readiness) {
-        (Probing::Readiness, Some(readiness)) => (readiness.path.as_str(), readiness.timeout, false),
+    let (path, timeout, implicit) = match (probe, &spec.readiness, &spec.liveness) {
+        (Probing::Readiness, Some(readiness), _) => (readiness.path.as_str(), readiness.timeout, false),
+        (Probing::Liveness, _, Some(liveness)) => (liveness.path.as_str(), liveness.timeout, false),
         _ => match (&spec.startup.path, spec.routes.first()) {
             (Some(path), _) => (path.as_str(), spec.startup.timeout, false),
             (None, Some(route)) => (route.path.as_str(), spec.limits.timeout.max(spec.startup.timeout), true),
             // No route: that it was instantiated is the proof.
-            (None, None) => return Ok(()),
+            (None, None) => return Some(Ok(())),
         },
     };
     let host = spec.routes.first().map_or("localhost", |r| match &r.host {
@@ -213,32 +316,42 @@ async fn probe_once(instance: &dyn Instance, revision: &Revision, probe: Probing
         .uri(path)
         .header(::http::header::HOST, host)
         .header(::http::header::USER_AGENT, PROBE_AGENT)
-        .body(Body::Empty)
-        .map_err(|e| format!("cannot make the probe: {e}"))?;
-    let answer = tokio::time::timeout(timeout, ask(instance, request)).await;
-    let status = answer.map_err(|_| format!("no answer from {path} within {timeout:?}"))??;
+        .body(Body::Empty);
+    let request = match request {
+        Ok(request) => request,
+        Err(error) => return Some(Err(format!("cannot make the probe: {error}"))),
+    };
+    let status = match tokio::time::timeout(timeout, ask(instance, request)).await {
+        Ok(Ok(status)) => status,
+        Ok(Err(CallError::Busy | CallError::OutOfMemory | CallError::Stopped)) => return None,
+        Ok(Err(error)) => return Some(Err(report(&error))),
+        Err(_) => return Some(Err(format!("no answer from {path} within {timeout:?}"))),
+    };
     let good = if implicit {
         status.as_u16() < 500
     } else {
         (200..400).contains(&status.as_u16())
     };
-    if good {
+    Some(if good {
         Ok(())
     } else {
         Err(format!("{path} answered {}", status.as_u16()))
-    }
+    })
 }
 
-async fn ask(instance: &dyn Instance, request: Request) -> Result<::http::StatusCode, String> {
+async fn ask(instance: &dyn Instance, request: Request) -> Result<::http::StatusCode, CallError> {
     use http_body_util::BodyExt;
-    let response = instance.call(request).await.map_err(|e| e.to_string())?;
+    let response = instance.probe(request).await?;
     let status = response.status();
     let mut body = response.into_body();
     let mut read = 0;
     while read < PROBE_BODY_BYTES
         && let Some(frame) = body.frame().await
     {
-        let frame = frame.map_err(|e| report(&e))?;
+        let frame = frame.map_err(|error| match error {
+            BodyError::Guest(cause) => cause,
+            other => CallError::BadAnswer(report(&other).into()),
+        })?;
         read += frame.data_ref().map_or(0, bytes::Bytes::len);
     }
     Ok(status)

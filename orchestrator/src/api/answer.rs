@@ -101,6 +101,31 @@ impl From<RecordsError> for Refused {
             RecordsError::NothingToUndo(_) => {
                 Self::new(StatusCode::NOT_FOUND, Code::UnknownRevision, error.to_string())
             }
+            RecordsError::NoRollout { service, .. } => {
+                let help = Some(format!("`narae rollout status {service}` shows where it stands"));
+                Self::with_help(StatusCode::CONFLICT, Code::NoRollout, error.to_string(), help)
+            }
+            RecordsError::KindChanges(name) => {
+                let help = Some(format!("give the file another name, or `narae delete {name}` first"));
+                Self::with_help(StatusCode::CONFLICT, Code::KindChanges, error.to_string(), help)
+            }
+            RecordsError::NoSchedule(name, _) => {
+                let help = Some(format!("`narae schedule list {name}` shows those there are"));
+                Self::with_help(StatusCode::NOT_FOUND, Code::UnknownSchedule, error.to_string(), help)
+            }
+            RecordsError::NoRun(name, _) => {
+                let help = Some(format!("`narae status {name}` lists the kept runs"));
+                Self::with_help(StatusCode::NOT_FOUND, Code::UnknownRun, error.to_string(), help)
+            }
+            RecordsError::Stopped(name) => {
+                let help = Some(format!("`narae start {name}` takes the stop back"));
+                Self::with_help(StatusCode::CONFLICT, Code::RunRefused, error.to_string(), help)
+            }
+            RecordsError::TooManyRuns(name) => {
+                let help = Some(format!("wait for one to end, or end them with `narae stop {name}`"));
+                Self::with_help(StatusCode::CONFLICT, Code::RunRefused, error.to_string(), help)
+            }
+            RecordsError::ArgsTooLong(_) => Self::new(StatusCode::BAD_REQUEST, Code::BadBody, error.to_string()),
             RecordsError::Changed { .. } => {
                 let help = Some("look again, then deploy without the precondition or with the new number".to_owned());
                 Self::with_help(

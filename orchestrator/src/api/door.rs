@@ -22,6 +22,7 @@ use tower::ServiceExt;
 
 use super::Refused;
 use super::auth::{Token, Verdict, host_is_ours, origin_is_ours};
+use super::capabilities::Caller;
 use crate::clock::Clock;
 use crate::config::Code;
 
@@ -29,6 +30,8 @@ use crate::config::Code;
 const CONNECTIONS: usize = 256;
 /// For the head of a request, and between two pieces of its body; also how long a connection may sit idle between two.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+/// Bytes wait to be written and the client takes none. A follower of logs or events that just has nothing to hear is not cut by it.
+const WRITE_IDLE: Duration = Duration::from_secs(30);
 /// Linux's `sun_path` less its end.
 const SOCKET_PATH_BYTES: usize = 107;
 
@@ -118,10 +121,19 @@ trait Accept {
     type Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static;
 
     fn next(&self) -> impl Future<Output = std::io::Result<Self::Stream>> + Send;
+
+    /// Who is at the other end.
+    fn caller(stream: &Self::Stream) -> Caller;
 }
 
 impl Accept for UnixListener {
     type Stream = tokio::net::UnixStream;
+
+    fn caller(stream: &Self::Stream) -> Caller {
+        stream
+            .peer_cred()
+            .map_or(Caller::Unknown, |peer| Caller::Uid(peer.uid()))
+    }
 
     async fn next(&self) -> std::io::Result<Self::Stream> {
         Ok(self.accept().await?.0)
@@ -131,12 +143,17 @@ impl Accept for UnixListener {
 impl Accept for TcpListener {
     type Stream = tokio::net::TcpStream;
 
+    /// The door's guard lets nobody in without the token.
+    fn caller(_: &Self::Stream) -> Caller {
+        Caller::Token
+    }
+
     async fn next(&self) -> std::io::Result<Self::Stream> {
         Ok(self.accept().await?.0)
     }
 }
 
-async fn accept(listener: impl Accept, router: Router, slots: Arc<Semaphore>, stop: CancellationToken) {
+async fn accept<A: Accept>(listener: A, router: Router, slots: Arc<Semaphore>, stop: CancellationToken) {
     loop {
         let Ok(slot) = Arc::clone(&slots).acquire_owned().await else {
             return;
@@ -146,7 +163,17 @@ async fn accept(listener: impl Accept, router: Router, slots: Arc<Semaphore>, st
             accepted = listener.next() => accepted,
         };
         match accepted {
-            Ok(stream) => drop(tokio::spawn(connection(stream, router.clone(), stop.clone(), slot))),
+            Ok(stream) => {
+                let caller = A::caller(&stream);
+                drop(tokio::spawn(connection(
+                    stream,
+                    caller,
+                    router.clone(),
+                    stop.clone(),
+                    slot,
+                    WRITE_IDLE,
+                )));
+            }
             // Out of descriptors: a pause, so that this does not spin.
             Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
         }
@@ -155,18 +182,23 @@ async fn accept(listener: impl Accept, router: Router, slots: Arc<Semaphore>, st
 
 async fn connection(
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    caller: Caller,
     router: Router,
     stop: CancellationToken,
     slot: tokio::sync::OwnedSemaphorePermit,
+    write_idle: Duration,
 ) {
     let service = hyper::service::service_fn(move |request: Request<hyper::body::Incoming>| {
         let router = router.clone();
         async move {
+            let mut request = request;
+            request.extensions_mut().insert(caller);
             router
                 .oneshot(request.map(|body| axum::body::Body::new(Paced::new(body))))
                 .await
         }
     });
+    let stream = Written::new(stream, write_idle);
     let served = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIMEOUT)
@@ -187,6 +219,79 @@ async fn connection(
         }
     }
     drop(slot);
+}
+
+/// A connection that ends when its client takes nothing of what waits for it for so long.
+struct Written<S> {
+    stream: S,
+    idle: Duration,
+    /// Runs while a write waits.
+    until: Option<Pin<Box<tokio::time::Sleep>>>,
+}
+
+impl<S> Written<S> {
+    fn new(stream: S, idle: Duration) -> Self {
+        let until = None;
+        Self { stream, idle, until }
+    }
+
+    fn judged<T>(&mut self, cx: &mut Context<'_>, polled: Poll<std::io::Result<T>>) -> Poll<std::io::Result<T>> {
+        if polled.is_ready() {
+            self.until = None;
+            return polled;
+        }
+        let until = self
+            .until
+            .get_or_insert_with(|| Box::pin(tokio::time::sleep(self.idle)));
+        until
+            .as_mut()
+            .poll(cx)
+            .map(|()| Err(std::io::Error::from(std::io::ErrorKind::TimedOut)))
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Written<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut tokio::io::ReadBuf<'_>,
+    ) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(cx, buf)
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Written<S> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<std::io::Result<usize>> {
+        let polled = Pin::new(&mut self.stream).poll_write(cx, bytes);
+        self.judged(cx, polled)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[std::io::IoSlice<'_>],
+    ) -> Poll<std::io::Result<usize>> {
+        let polled = Pin::new(&mut self.stream).poll_write_vectored(cx, bytes);
+        self.judged(cx, polled)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        let polled = Pin::new(&mut self.stream).poll_flush(cx);
+        // Flushing what was written whole says nothing of a write that waits.
+        if polled.is_ready() {
+            polled
+        } else {
+            self.judged(cx, polled)
+        }
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
 }
 
 /// A request body that is given up when nothing of it comes for [`HEAD_TIMEOUT`].
@@ -277,4 +382,53 @@ fn guarded(router: Router, token: Arc<Token>, clock: Clock, port: u16) -> Router
             }
         },
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+
+    const IDLE: Duration = Duration::from_millis(40);
+
+    /// An answer larger than the pipe, and lines that come slower than a write may wait.
+    fn answers() -> Router {
+        let lines = || async {
+            let lines = futures::stream::unfold(0, |n| async move {
+                tokio::time::sleep(IDLE * 3).await;
+                (n < 3).then(|| (Ok::<_, std::io::Error>("line\n"), n + 1))
+            });
+            axum::body::Body::from_stream(lines)
+        };
+        Router::new()
+            .route("/large", axum::routing::get(|| async { "x".repeat(1 << 20) }))
+            .route("/lines", axum::routing::get(lines))
+    }
+
+    async fn ask(path: &str) -> (tokio::io::DuplexStream, tokio::task::JoinHandle<()>) {
+        let (mut client, server) = tokio::io::duplex(1024);
+        let slot = Arc::new(Semaphore::new(1)).acquire_owned().await.unwrap();
+        let (stop, caller) = (CancellationToken::new(), Caller::Token);
+        let served = tokio::spawn(connection(server, caller, answers(), stop, slot, IDLE));
+        let head = format!("GET {path} HTTP/1.1\r\nhost: narae\r\nconnection: close\r\n\r\n");
+        client.write_all(head.as_bytes()).await.unwrap();
+        (client, served)
+    }
+
+    #[tokio::test]
+    async fn a_client_that_takes_nothing_is_cut() {
+        let (client, served) = ask("/large").await;
+        let bound = Duration::from_secs(30);
+        tokio::time::timeout(bound, served).await.expect("it ends").unwrap();
+        drop(client);
+    }
+
+    #[tokio::test]
+    async fn a_stream_that_has_nothing_to_say_is_not_cut() {
+        let (mut client, _served) = ask("/lines").await;
+        let mut answer = String::new();
+        client.read_to_string(&mut answer).await.unwrap();
+        assert_eq!(answer.matches("line\n").count(), 3, "{answer}");
+    }
 }

@@ -1,7 +1,8 @@
 //! Modules: uploaded by digest, inspected once, listed, pruned. Binary only: text and archives are refused by their bytes.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use axum::Json;
 use axum::body::Bytes;
@@ -13,11 +14,11 @@ use tokio::sync::Semaphore;
 
 use super::answer::{Refused, whole_body};
 use super::{Api, observe};
-use crate::artifacts::{Artifacts, ArtifactsError, Put};
+use crate::artifacts::{Artifacts, ArtifactsError, Blob, Put};
 use crate::config::Code;
 use crate::events::Occurrence;
 use crate::model::views::{List, ModuleView};
-use crate::model::{EventKind, Timestamp};
+use crate::model::{EventKind, Millis};
 
 /// The artifact limit and some room, so that the reason for a refusal is ours and not the framework's.
 pub const UPLOAD_LIMIT: usize = (64 << 20) + 1024;
@@ -26,20 +27,54 @@ pub const UPLOAD_LIMIT: usize = (64 << 20) + 1024;
 const UPLOADS: usize = 2;
 
 /// A module that was uploaded (or found) so lately may be on its way into a deploy.
-const UPLOAD_GRACE_MS: i64 = 60_000;
+const UPLOAD_GRACE: Duration = Duration::from_secs(60);
 
 /// What inspection found, kept by digest so that a module is read once.
 pub struct Modules {
     known: DashMap<Digest, Arc<Inspected>>,
     /// Who may hold a body in memory.
     uploads: Semaphore,
+    lately: Arc<Lately>,
 }
 
-impl Default for Modules {
-    fn default() -> Self {
+/// Which modules were uploaded or found lately, by the monotonic clock: a step of the wall clock must not make a fresh upload
+/// old. What was there before this process counts from its start.
+struct Lately {
+    since: Millis,
+    /// Held while a prune decides and removes, so that one found in that moment is not lost. Taken on blocking threads only.
+    touched: Mutex<BTreeMap<Digest, Millis>>,
+}
+
+impl Lately {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<Digest, Millis>> {
+        self.touched.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn touch(&self, digest: Digest, now: Millis) {
+        self.lock().insert(digest, now);
+    }
+
+    /// Removes what is neither used nor young.
+    fn prune(&self, blobs: &Artifacts, used: &BTreeSet<Digest>, now: Millis) -> Result<Vec<Blob>, ArtifactsError> {
+        let mut touched = self.lock();
+        let young = |at: Millis| now.since(at) < UPLOAD_GRACE;
+        touched.retain(|_, at| young(*at));
+        blobs.prune(used, |digest| {
+            !young(touched.get(&digest).copied().unwrap_or(self.since))
+        })
+    }
+}
+
+impl Modules {
+    /// For a process that starts now.
+    pub fn new(now: Millis) -> Self {
         Self {
             known: DashMap::new(),
             uploads: Semaphore::new(UPLOADS),
+            lately: Arc::new(Lately {
+                since: now,
+                touched: Mutex::default(),
+            }),
         }
     }
 }
@@ -145,8 +180,13 @@ pub async fn upload(
         let text = format!("the body is {}, the path says {wanted}", artifact.digest);
         return Err(Refused::new(StatusCode::BAD_REQUEST, Code::DigestMismatch, text));
     }
-    let (blobs, bytes) = (api.blobs.clone(), artifact.bytes.clone());
-    let put = tokio::task::spawn_blocking(move || blobs.put(&bytes, wanted)).await;
+    let (blobs, bytes, now) = (api.blobs.clone(), artifact.bytes.clone(), api.clock.monotonic());
+    let lately = Arc::clone(&api.modules.lately);
+    let put = tokio::task::spawn_blocking(move || {
+        lately.touch(wanted, now);
+        blobs.put(&bytes, wanted)
+    })
+    .await;
     let put = put.map_err(|_| {
         Refused::new(
             StatusCode::INTERNAL_SERVER_ERROR,
@@ -157,6 +197,10 @@ pub async fn upload(
     let stored = put.map_err(|e| unusable(wanted, &e))?;
     let inspected = api.modules.keep(&artifact);
     let status = if matches!(stored, Put::Stored) {
+        // Replicas that died for want of it need not wait for their back-off.
+        if api.agent.module_came(wanted) {
+            api.controller.wake.notify_one();
+        }
         StatusCode::CREATED
     } else {
         StatusCode::OK
@@ -167,7 +211,12 @@ pub async fn upload(
 pub async fn known(State(api): State<Arc<Api>>, Path(digest): Path<String>) -> Result<StatusCode, Refused> {
     let digest = digest_of(&digest)?;
     // One that is there counts as just uploaded: a prune leaves it for the deploy that relies on it.
-    let there = on_disk(&api, move |blobs| blobs.claim(digest)).await?;
+    let (lately, now) = (Arc::clone(&api.modules.lately), api.clock.monotonic());
+    let there = on_disk(&api, move |blobs| {
+        lately.touch(digest, now);
+        blobs.has(digest)
+    })
+    .await?;
     Ok(if there { StatusCode::OK } else { StatusCode::NOT_FOUND })
 }
 
@@ -200,8 +249,8 @@ pub struct Pruned {
 
 pub async fn prune(State(api): State<Arc<Api>>) -> Result<Json<Pruned>, Refused> {
     let used: BTreeSet<Digest> = users(&api).await?.into_keys().collect();
-    let before = Timestamp(api.clock.wall().0 - UPLOAD_GRACE_MS);
-    let removed = on_disk(&api, move |blobs| blobs.prune(&used, before)).await?;
+    let (lately, now) = (Arc::clone(&api.modules.lately), api.clock.monotonic());
+    let removed = on_disk(&api, move |blobs| lately.prune(&blobs, &used, now)).await?;
     for blob in &removed {
         api.modules.known.remove(&blob.digest);
     }
@@ -248,5 +297,33 @@ fn view(digest: Digest, inspected: &Inspected, used_by: Vec<String>) -> ModuleVi
         imports: inspected.imports.clone(),
         exports: inspected.exports.clone(),
         used_by,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_prune_spares_what_came_or_was_found_within_a_minute_and_nothing_else() {
+        let dir = tempfile::tempdir().unwrap();
+        let blobs = Artifacts::open(dir.path()).unwrap();
+        let [old, fresh, found] = [b"a", b"b", b"c"].map(|bytes| {
+            assert_eq!(blobs.put(bytes, Digest::of(bytes)).unwrap(), Put::Stored);
+            Digest::of(bytes)
+        });
+        let modules = Modules::new(Millis(5_000));
+        let removed = |now| -> Vec<Digest> {
+            let removed = modules.lately.prune(&blobs, &BTreeSet::new(), Millis(now)).unwrap();
+            removed.into_iter().map(|b| b.digest).collect()
+        };
+        assert_eq!(removed(64_999), [], "what was there counts from the start");
+        modules.lately.touch(fresh, Millis(64_000));
+        modules.lately.touch(found, Millis(30_000));
+        assert_eq!(removed(65_000), [old]);
+        assert_eq!(removed(90_000), [found]);
+        assert_eq!(removed(123_999), []);
+        assert_eq!(removed(124_000), [fresh]);
+        assert!(modules.lately.lock().is_empty(), "nothing is remembered for ever");
     }
 }

@@ -2,23 +2,24 @@
 
 use std::sync::Arc;
 
-use axum::Json;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
+use axum::{Extension, Json};
 use narae_runtime::Digest;
 use serde::Deserialize;
 
 use super::answer::{Body, Query, Refused};
-use super::{Api, observe};
+use super::capabilities::{self, Caller};
+use super::{Api, observe, rollout, runs, secrets};
 use crate::agent::Observed;
 use crate::config::{self, Code, Problem, Severity, Source};
 use crate::events::Occurrence;
 use crate::model::record::{Revision, RevisionState, ServiceRecord};
-use crate::model::service::{HostPattern, Route, World};
+use crate::model::service::{HostPattern, Route, Strategy, World};
 use crate::model::views::{
-    DeployAnswer, DeployRequest, List, ReplicaView, RevisionView, RolloutView, ServiceStatus, ServiceView,
+    AutoscaleView, DeployAnswer, DeployRequest, List, ReplicaView, RevisionView, ServiceStatus, ServiceView,
 };
-use crate::model::{EventKind, Millis, Phase, ReplicaCount, RevisionNumber, ServiceName, ServiceSpec};
+use crate::model::{EventKind, JobRun, Millis, Phase, ReplicaCount, RevisionNumber, RunId, ServiceName, ServiceSpec};
 use crate::plan::{DesiredService, status as state_of, words};
 use crate::store::records::runs_already;
 use crate::store::{Deployed, NewRevision, RecordsError};
@@ -46,18 +47,17 @@ pub(super) async fn find(api: &Api, name: &str) -> Result<DesiredService, Refuse
 pub async fn list(State(api): State<Arc<Api>>) -> Answer<List<ServiceView>> {
     let (desired, _) = api.records.load().await?;
     let now = api.clock.monotonic();
-    Ok(Json(List::of(
-        desired
-            .services
-            .values()
-            .map(|s| view(&api, s, &api.agent.observe(&s.record.name), now))
-            .collect(),
-    )))
+    let views = desired.services.values().map(|s| {
+        let runs = desired.runs.get(&s.record.name);
+        view(&api, s, runs, &api.agent.observe(&s.record.name), now)
+    });
+    Ok(Json(List::of(views.collect())))
 }
 
 pub async fn deploy(
     State(api): State<Arc<Api>>,
     Path(name): Path<String>,
+    caller: Option<Extension<Caller>>,
     Body(request): Body<DeployRequest>,
 ) -> Answer<DeployAnswer> {
     let file = request.file.as_deref().unwrap_or("request.toml");
@@ -73,6 +73,24 @@ pub async fn deploy(
         .map_err(|e| Refused::bad_request(format!("digest: {e}")))?;
     let module = api.modules.inspected(&api.blobs, digest).await?;
     fits(&spec, digest, &module)?;
+    // With world `auto` the module decides what the file may say.
+    let world = if module.kind.is_http() {
+        World::Http
+    } else {
+        World::Command
+    };
+    let mut spec = match spec.world {
+        World::Auto => {
+            let checked = config::service_of(&request.toml, file, Some(world));
+            checked.map_err(|p| Refused::problems(&p))?.spec
+        }
+        _ => spec,
+    };
+    if let Some(strategy) = &request.strategy {
+        spec.rollout.strategy = Strategy::of(strategy)
+            .ok_or_else(|| Refused::bad_request("`strategy` is one of rolling, canary, blue-green, recreate"))?;
+    }
+    let _changing = api.secrets.changing().await;
     let (desired, _) = api.records.load().await?;
     let others: Vec<(ServiceName, &ServiceSpec)> = desired
         .services
@@ -80,12 +98,8 @@ pub async fn deploy(
         .filter(|(other, service)| **other != spec.name && !service.record.deleting)
         .filter_map(|(other, service)| Some((other.clone(), &service.revisions.get(&service.record.wanted)?.spec)))
         .collect();
-    let crossed: Vec<Problem> = config::cross_at(
-        &spec,
-        &others,
-        api.settings.memory_budget_bytes,
-        Some(&Source::new(file, &request.toml)),
-    );
+    let source = Source::new(file, &request.toml);
+    let crossed: Vec<Problem> = config::cross_at(&spec, &others, api.settings.memory_budget_bytes, Some(&source));
     let errors: Vec<Problem> = crossed.into_iter().filter(|p| p.severity == Severity::Error).collect();
     if !errors.is_empty() {
         return Err(Refused::problems(&errors));
@@ -93,22 +107,42 @@ pub async fn deploy(
     let current = desired.services.get(&spec.name);
     precondition(current, &request, &spec.name)?;
     let service = spec.name.clone();
+    let pins = secrets::current(&api, &spec, &source).await?;
+    let wish = capabilities::wish(&api, current, &spec, &module).await;
+    let caller = caller.map_or(Caller::Unknown, |Extension(caller)| caller);
+    let accepted = wish.settle(&spec, file, request.accept, caller)?;
     let new = NewRevision {
         spec,
         source: request.toml.clone(),
         digest,
         kind: module.kind,
         cause: request.cause.clone().unwrap_or_else(|| "deploy".into()),
+        secrets: pins,
+        accepted: accepted.clone(),
+    };
+    let told_of = |answer: DeployAnswer| {
+        Json(DeployAnswer {
+            capabilities: if answer.changed { wish.views() } else { Vec::new() },
+            accepted_by: accepted.as_ref().filter(|_| !request.dry_run).map(|a| a.by.clone()),
+            ..answer
+        })
     };
     if request.dry_run {
-        return Ok(Json(foretold(current, &service, &new)));
+        return Ok(told_of(foretold(current, &service, &new)));
     }
     let deployed = api.records.deploy(new, request.if_revision, api.clock.wall()).await?;
     // Revisions that never prove themselves must not pile up either; a trim that is lost comes with the next one.
     if let Err(error) = api.records.trim(&service).await {
         tracing::warn!(service = %service, error = crate::agent::report(&error), "old revisions were not trimmed");
     }
-    Ok(Json(told(&api, &service, &deployed)))
+    secrets::trim(&api).await;
+    let answer = told(&api, &service, &deployed);
+    if let Some(accepted) = accepted.as_ref().filter(|_| deployed.changed) {
+        let text = format!("{} accepted: {}", accepted.by, accepted.what.join(", "));
+        let occurrence = Occurrence::new(text).revision(deployed.revision);
+        api.events.record(EventKind::Accepted, Some(&service), occurrence);
+    }
+    Ok(told_of(answer))
 }
 
 /// Tells of a new revision and wakes the planner.
@@ -171,6 +205,8 @@ fn answer(
         revision: revision.0,
         changed,
         previous: previous.map(|r| r.0),
+        capabilities: Vec::new(),
+        accepted_by: None,
     }
 }
 
@@ -187,7 +223,7 @@ fn fits(spec: &ServiceSpec, digest: Digest, module: &super::modules::Inspected) 
             "the module imports {}, which this node does not offer",
             module.missing.join(", ")
         );
-        let help = Some("`narae module inspect` lists what a module imports".to_owned());
+        let help = Some(crate::config::not_offered_help(&module.missing).to_owned());
         return Err(Refused::with_help(
             StatusCode::BAD_REQUEST,
             Code::ImportNotOffered,
@@ -195,26 +231,41 @@ fn fits(spec: &ServiceSpec, digest: Digest, module: &super::modules::Inspected) 
             help,
         ));
     }
-    if !module.kind.is_http() {
-        let help = Some("`narae run` executes a command to its end; jobs are not supported yet".to_owned());
-        let text = "the module is a command, and only world `http` can be deployed: not supported yet";
-        return Err(Refused::with_help(
-            StatusCode::BAD_REQUEST,
-            Code::CommandNotDeployable,
-            text,
-            help,
-        ));
-    }
-    if spec.world == World::Command {
-        let text = "the file says world = \"command\", the module serves http";
-        return Err(Refused::new(StatusCode::BAD_REQUEST, Code::WorldMismatch, text));
-    }
-    Ok(())
+    let text = match (spec.world, module.kind.is_http()) {
+        (World::Command, true) => "the file says world = \"command\", the module serves http",
+        (World::Http, false) => "the file says world = \"http\", the module is a command",
+        _ => return Ok(()),
+    };
+    Err(Refused::new(StatusCode::BAD_REQUEST, Code::WorldMismatch, text))
 }
 
-pub async fn remove(State(api): State<Arc<Api>>, Path(name): Path<String>) -> Result<StatusCode, Refused> {
+/// Of the requests in flight, instead of the file's `traffic.drain`.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Grace {
+    #[serde(default)]
+    grace_ms: Option<u64>,
+}
+
+/// As for `traffic.drain` in a file.
+const MOST_GRACE_MS: u64 = 3_600_000;
+
+impl Grace {
+    fn checked(&self) -> Result<Option<u64>, Refused> {
+        match self.grace_ms {
+            Some(ms) if ms > MOST_GRACE_MS => Err(Refused::bad_request("`grace_ms` is at most 3600000, an hour")),
+            given => Ok(given),
+        }
+    }
+}
+
+pub async fn remove(
+    State(api): State<Arc<Api>>,
+    Path(name): Path<String>,
+    Query(grace): Query<Grace>,
+) -> Result<StatusCode, Refused> {
     let name = name_of(&name)?;
-    api.records.delete(&name, api.clock.wall()).await?;
+    api.records.delete(&name, grace.checked()?, api.clock.wall()).await?;
     api.events
         .record(EventKind::Deleted, Some(&name), Occurrence::new("delete was asked for"));
     api.controller.wake.notify_one();
@@ -235,14 +286,26 @@ pub async fn scale(
 ) -> Answer<ServiceView> {
     let service = find(&api, &name).await?;
     let name = &service.record.name;
-    let before = wanted_replicas(&service);
+    if service.is_job() {
+        let text = format!("service `{name}` is a command and has no replicas");
+        let help = Some("`job.parallelism` says how many attempts of a run are under way at once".to_owned());
+        return Err(Refused::with_help(
+            StatusCode::BAD_REQUEST,
+            Code::NotForThisWorld,
+            text,
+            help,
+        ));
+    }
+    let autoscaled = api.controller.scaling(&service.record).map(|s| s.count);
+    let before = wanted_replicas(&service, autoscaled);
     let spec = service
         .revisions
         .get(&service.record.wanted)
         .ok_or_else(|| Refused::no_service(name.as_str()))?;
     // Counted inside the write: of two that add one at once, both count.
     let set = |record: &mut ServiceRecord| {
-        let now = crate::plan::fleet::wanted_replicas(record, spec);
+        let autoscaled = api.controller.scaling(record).map(|s| s.count);
+        let now = crate::plan::fleet::wanted_replicas(record, spec, autoscaled);
         let count = match (scale.replicas, scale.delta) {
             (Some(n), None) => Some(n),
             (None, Some(delta)) => u32::try_from(i64::from(now).saturating_add(delta).max(0)).ok(),
@@ -254,8 +317,12 @@ pub async fn scale(
         if record.deleting {
             return Err(RecordsError::Deleting(record.name.clone()).into());
         }
+        within_bounds(record, &spec.spec, count)?;
         record.scaled = Some(count);
         record.scaled_under = Some(record.wanted);
+        record.scheduled.clear();
+        record.scalings += 1;
+        record.grace_ms = None;
         Ok(())
     };
     let record = api.records.update(name, api.clock.wall(), set).await?;
@@ -269,6 +336,28 @@ pub async fn scale(
     .await
 }
 
+/// An autoscaled service goes on from a number within its bounds; 0 turns it off.
+fn within_bounds(record: &ServiceRecord, spec: &ServiceSpec, count: ReplicaCount) -> Result<(), Refused> {
+    let Some(autoscale) = &spec.autoscale else {
+        return Ok(());
+    };
+    let (min, max) = crate::plan::scale::bounds(record, autoscale);
+    if count.get() == 0 || (min..=max).contains(&count.get()) {
+        return Ok(());
+    }
+    let text = format!(
+        "[autoscale] keeps this service within {min} and {max} replicas, not {}",
+        count.get()
+    );
+    let help = format!("give {min} to {max}, or 0 to turn it off; to change the bounds, deploy the file again");
+    Err(Refused::with_help(
+        StatusCode::BAD_REQUEST,
+        Code::OutsideAutoscale,
+        text,
+        Some(help),
+    ))
+}
+
 /// What takes no setting takes none in silence either.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -277,10 +366,15 @@ pub struct Nothing {}
 pub async fn restart(
     State(api): State<Arc<Api>>,
     Path(name): Path<String>,
-    Body(Nothing {}): Body<Nothing>,
+    Body(grace): Body<Grace>,
 ) -> Answer<ServiceView> {
-    let name = name_of(&name)?;
-    api.records.restart(&name, api.clock.wall()).await?;
+    let service = find(&api, &name).await?;
+    let (name, grace_ms) = (service.record.name.clone(), grace.checked()?);
+    if service.is_job() {
+        runs::start(&api, &service, None, "restart", Some("restart was asked for")).await?;
+    } else {
+        api.records.restart(&name, grace_ms, api.clock.wall()).await?;
+    }
     edited(&api, &name, EventKind::Restarting, "restart was asked for".into()).await
 }
 
@@ -289,18 +383,33 @@ pub async fn start(
     Path(name): Path<String>,
     Body(Nothing {}): Body<Nothing>,
 ) -> Answer<ServiceView> {
-    let name = name_of(&name)?;
-    api.records.set_stopped(&name, false, api.clock.wall()).await?;
+    let service = find(&api, &name).await?;
+    let name = service.record.name.clone();
+    api.records.set_stopped(&name, false, None, api.clock.wall()).await?;
+    if runs_on_start(&api, &service).await? {
+        runs::start(&api, &service, None, "start", Some("start was asked for")).await?;
+    }
     edited(&api, &name, EventKind::Started, "start was asked for".into()).await
+}
+
+/// A job that no schedule begins is run by `start`, unless it runs already. One that has yet to be prepared begins by itself.
+async fn runs_on_start(api: &Api, service: &DesiredService) -> Result<bool, Refused> {
+    let record = &service.record;
+    let wanted = service.revisions.get(&record.wanted).filter(|r| r.spec.is_job());
+    let Some(wanted) = wanted.filter(|r| !r.spec.is_scheduled() && r.state != RevisionState::Pending) else {
+        return Ok(false);
+    };
+    Ok(record.stopped || api.records.open_runs(&wanted.service).await?.is_empty())
 }
 
 pub async fn stop(
     State(api): State<Arc<Api>>,
     Path(name): Path<String>,
-    Body(Nothing {}): Body<Nothing>,
+    Body(grace): Body<Grace>,
 ) -> Answer<ServiceView> {
     let name = name_of(&name)?;
-    api.records.set_stopped(&name, true, api.clock.wall()).await?;
+    let grace_ms = grace.checked()?;
+    api.records.set_stopped(&name, true, grace_ms, api.clock.wall()).await?;
     edited(&api, &name, EventKind::Stopped, "stop was asked for".into()).await
 }
 
@@ -308,10 +417,13 @@ pub async fn stop(
 async fn edited(api: &Arc<Api>, name: &ServiceName, kind: EventKind, text: String) -> Answer<ServiceView> {
     api.events.record(kind, Some(name), Occurrence::new(text));
     api.controller.wake.notify_one();
-    let service = find(api, name.as_str()).await?;
+    let (desired, _) = api.records.load().await?;
+    let service = desired.services.get(name);
+    let service = service.ok_or_else(|| Refused::no_service(name.as_str()))?;
     Ok(Json(view(
         api,
-        &service,
+        service,
+        desired.runs.get(name),
         &api.agent.observe(name),
         api.clock.monotonic(),
     )))
@@ -330,25 +442,41 @@ pub async fn undo(
     Body(undo): Body<Undo>,
 ) -> Answer<DeployAnswer> {
     let name = name_of(&name)?;
-    let deployed = api
-        .records
-        .undo(&name, undo.to.map(RevisionNumber), api.clock.wall())
-        .await?;
+    let (to, at) = (undo.to.map(RevisionNumber), api.clock.wall());
+    let _changing = api.secrets.changing().await;
+    if let Some(Deployed {
+        revision,
+        changed,
+        previous,
+    }) = api.records.undo_trial(&name, to, at).await?
+    {
+        rollout::told_back(&api, &name, previous, revision, "undone by request");
+        return Ok(Json(answer(&name, revision, changed, previous)));
+    }
+    let (old, wanted) = api.records.undo_target(&name, to).await?;
+    let pins = secrets::kept(&api, &old).await?;
+    let deployed = api.records.deploy_again(&old, wanted, pins, at).await?;
     Ok(Json(told(&api, &name, &deployed)))
 }
 
 pub async fn status(State(api): State<Arc<Api>>, Path(name): Path<String>) -> Answer<ServiceStatus> {
     let service = find(&api, &name).await?;
+    let (desired, _) = api.records.load().await?;
     let now = api.clock.monotonic();
     let name = &service.record.name;
     let observed = api.agent.observe(name);
     Ok(Json(ServiceStatus {
         schema: 1,
         replicas: observed.iter().map(|o| replica(o, now)).collect(),
-        rollout: Some(rollout_view(&api, &service, &observed)),
+        rollout: Some(rollout::view(&api, &service, &observed)),
         events: observe::last_events(&api, name, STATUS_LINES),
         logs: observe::last_logs(&api, name, STATUS_LINES),
-        service: view(&api, &service, &observed, now),
+        runs: if service.is_job() {
+            runs::views(&api, &service, now).await?
+        } else {
+            Vec::new()
+        },
+        service: view(&api, &service, desired.runs.get(name), &observed, now),
     }))
 }
 
@@ -390,12 +518,6 @@ pub async fn spec(
     }))
 }
 
-pub async fn rollout(State(api): State<Arc<Api>>, Path(name): Path<String>) -> Answer<RolloutView> {
-    let service = find(&api, &name).await?;
-    let observed = api.agent.observe(&service.record.name);
-    Ok(Json(rollout_view(&api, &service, &observed)))
-}
-
 pub async fn revisions(State(api): State<Arc<Api>>, Path(name): Path<String>) -> Answer<List<RevisionView>> {
     let service = find(&api, &name).await?;
     let history = api.records.history(&service.record.name).await?;
@@ -419,31 +541,22 @@ fn revision_view(revision: &Revision, record: &ServiceRecord) -> RevisionView {
         stable: record.stable == Some(revision.number),
         wanted: record.wanted == revision.number,
         cause: revision.cause.clone(),
+        accepted_by: revision.accepted.as_ref().map(|a| a.by.clone()),
         reason,
         created_at: revision.created_at.rfc3339(),
     }
 }
 
-fn rollout_view(api: &Api, service: &DesiredService, observed: &[Observed]) -> RolloutView {
-    let rollout = state_of::rollout(service, observed.iter().map(|o| &o.facts));
-    let notes = api.agent.notes(&service.record.name);
-    RolloutView {
-        schema: 1,
-        service: service.record.name.to_string(),
-        from: rollout.from.map(|r| r.0),
-        to: rollout.to.0,
-        state: rollout.state.into(),
-        reason: rollout.reason,
-        notes: crate::controller::notes_of(&notes),
-        old_serving: rollout.old_serving,
-        new_serving: rollout.new_serving,
-        wanted: rollout.wanted,
-    }
-}
+type Runs = std::collections::BTreeMap<RunId, Arc<JobRun>>;
 
-fn view(api: &Api, service: &DesiredService, observed: &[Observed], now: Millis) -> ServiceView {
-    let state = state_of::state(service, observed.iter().map(|o| &o.facts), now);
+fn view(api: &Api, service: &DesiredService, runs: Option<&Runs>, observed: &[Observed], now: Millis) -> ServiceView {
+    let scaling = api.controller.scaling(&service.record);
+    let autoscaled = scaling.as_ref().map(|s| s.count);
+    let state = state_of::state(service, autoscaled, observed.iter().map(|o| &o.facts), now);
     let record = &service.record;
+    if service.is_job() {
+        return job_view(api, service, runs);
+    }
     let spec = service.revisions.get(&record.wanted).map(|r| &r.spec);
     let rates = api.metrics.rates(&record.name, now);
     let serving = observed
@@ -460,7 +573,7 @@ fn view(api: &Api, service: &DesiredService, observed: &[Observed], now: Millis)
         stable: record.stable.map(|r| r.0),
         state: state.state.as_str().into(),
         reason: state.reason,
-        replicas_wanted: wanted_replicas(service),
+        replicas_wanted: wanted_replicas(service, autoscaled),
         replicas_serving: u32::try_from(serving).unwrap_or(u32::MAX),
         replicas_extra: u32::try_from(alive - serving).unwrap_or(u32::MAX),
         routes: spec.map(|s| s.routes.iter().map(route).collect()).unwrap_or_default(),
@@ -474,13 +587,67 @@ fn view(api: &Api, service: &DesiredService, observed: &[Observed], now: Millis)
         created_at: record.created_at.rfc3339(),
         changed_at: record.changed_at.rfc3339(),
         labels: spec.map(|s| s.labels.clone()).unwrap_or_default(),
+        next_schedule: super::schedules::next(&api.controller.desired(), service, api.clock.wall()),
+        autoscale: scaling
+            .filter(|_| !matches!(state.state, state_of::State::Stopped))
+            .map(|s| AutoscaleView {
+                min: s.min,
+                max: s.max,
+                wanted: s.count,
+                metric: s.metric.as_str().into(),
+                load: tenths(s.load_milli),
+                target: tenths(s.target_milli),
+                cause: s.cause.as_str().into(),
+                summary: s.text(),
+            }),
+    }
+}
+
+/// A command: attempts under way in the place of replicas, and no traffic.
+fn job_view(api: &Api, service: &DesiredService, runs: Option<&Runs>) -> ServiceView {
+    static NONE: Runs = Runs::new();
+    let record = &service.record;
+    let attempts = api.agent.attempts(&record.name);
+    let living = attempts.iter().filter(|a| a.phase != "ended").count();
+    let under_way = u32::try_from(living).unwrap_or(u32::MAX);
+    let state = crate::plan::job::state(service, runs.unwrap_or(&NONE), under_way);
+    let spec = service.revisions.get(&record.wanted).map(|r| &r.spec);
+    ServiceView {
+        name: record.name.to_string(),
+        revision: record.wanted.0,
+        stable: record.stable.map(|r| r.0),
+        state: state.state.as_str().into(),
+        reason: state.reason,
+        replicas_wanted: state.wanted,
+        replicas_serving: state.serving,
+        replicas_extra: state.extra,
+        routes: Vec::new(),
+        requests_per_second: 0.0,
+        p50_ms: None,
+        p99_ms: None,
+        memory_bytes: attempts.iter().map(|a| a.usage.memory_bytes).sum(),
+        in_flight: 0,
+        queued: 0,
+        restarts: 0,
+        created_at: record.created_at.rfc3339(),
+        changed_at: record.changed_at.rfc3339(),
+        labels: spec.map(|s| s.labels.clone()).unwrap_or_default(),
+        next_schedule: super::schedules::next(&api.controller.desired(), service, api.clock.wall()),
+        autoscale: None,
     }
 }
 
 /// What `scale` said, else what the wanted revision's file says.
-fn wanted_replicas(service: &DesiredService) -> u32 {
+fn wanted_replicas(service: &DesiredService, autoscaled: Option<u32>) -> u32 {
     let revision = service.revisions.get(&service.record.wanted);
-    revision.map_or(0, |r| crate::plan::fleet::wanted_replicas(&service.record, r))
+    revision.map_or(0, |r| {
+        crate::plan::fleet::wanted_replicas(&service.record, r, autoscaled)
+    })
+}
+
+/// Thousandths as a number with one decimal.
+fn tenths(milli: u64) -> f64 {
+    u32::try_from(milli / 100).map_or(f64::from(u32::MAX), f64::from) / 10.0
 }
 
 /// `api.test/v1`, `/hello`.
@@ -515,6 +682,7 @@ fn replica(observed: &Observed, now: Millis) -> ReplicaView {
         cpu_ms: usage.cpu_ns / 1_000_000,
         memory_bytes: usage.memory_bytes,
         idle_instances: usage.idle_instances,
+        ejected: facts.ejected_until.is_some(),
         reason: match &facts.phase {
             Phase::Dead { death, .. } => Some(words::death(death)),
             _ => facts.last_death.as_ref().map(|(_, death)| words::death(death)),

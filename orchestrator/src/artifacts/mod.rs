@@ -15,7 +15,6 @@ use bytes::Bytes;
 use futures::{Stream, StreamExt};
 use narae_runtime::Digest;
 
-use crate::model::Timestamp;
 use crate::store::sync_directory_of;
 
 /// Largest module.
@@ -183,25 +182,14 @@ impl Artifacts {
         blocking(move || this.get(digest)).await
     }
 
-    /// Whether it is there; if so it counts as just uploaded, so that a prune in between leaves it for the deploy that
-    /// relies on it.
-    pub fn claim(&self, digest: Digest) -> Result<bool, ArtifactsError> {
+    /// Whether it is there. What it holds is verified when it is read.
+    pub fn has(&self, digest: Digest) -> Result<bool, ArtifactsError> {
         let path = self.path(digest);
-        let file = match OpenOptions::new().write(true).open(&path) {
-            Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
-            Err(source) => return Err(failed("open", &path)(source)),
-        };
-        let now = rustix::fs::Timespec {
-            tv_sec: 0,
-            tv_nsec: rustix::fs::UTIME_NOW,
-        };
-        let times = rustix::fs::Timestamps {
-            last_access: now,
-            last_modification: now,
-        };
-        rustix::fs::futimens(&file, &times).map_err(|error| failed("touch", &path)(error.into()))?;
-        Ok(true)
+        match fs::symlink_metadata(&path) {
+            Ok(meta) => Ok(meta.is_file()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(source) => Err(failed("look at", &path)(source)),
+        }
     }
 
     /// All modules, by digest. Files that have no digest for a name are not ours and not listed.
@@ -250,17 +238,15 @@ impl Artifacts {
         }
     }
 
-    /// Removes the modules that are not `used` and were uploaded (or claimed) before this time: a younger one may be
-    /// on its way into a deploy. Returns what was removed.
-    pub fn prune(&self, used: &BTreeSet<Digest>, uploaded_before: Timestamp) -> Result<Vec<Blob>, ArtifactsError> {
+    /// Removes the modules that are not `used` and that `may` go, which is asked just before. Returns what was removed.
+    pub fn prune(
+        &self,
+        used: &BTreeSet<Digest>,
+        mut may: impl FnMut(Digest) -> bool,
+    ) -> Result<Vec<Blob>, ArtifactsError> {
         let mut removed = Vec::new();
         self.each(|digest, meta, path| {
-            let since = meta
-                .modified()
-                .ok()
-                .and_then(|at| at.duration_since(std::time::UNIX_EPOCH).ok());
-            let uploaded = since.map_or(0, |since| i64::try_from(since.as_millis()).unwrap_or(i64::MAX));
-            if !used.contains(&digest) && uploaded < uploaded_before.0 {
+            if !used.contains(&digest) && may(digest) {
                 fs::remove_file(path).map_err(failed("remove", path))?;
                 removed.push(Blob {
                     digest,
@@ -303,7 +289,6 @@ impl Upload {
         }
         match self.artifacts.get(found) {
             Ok(Some(_)) => {
-                self.artifacts.claim(found)?;
                 return Ok(Put::AlreadyThere);
             }
             Ok(None) | Err(ArtifactsError::Damaged { .. }) => {}

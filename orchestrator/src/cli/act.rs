@@ -8,16 +8,17 @@ use clap::Args;
 use http::Method;
 use serde_json::{Value, json};
 
-use super::client::Client;
-use super::codes;
+use super::client::{Client, with_query};
 use super::deploy::WAIT;
 use super::exit::Exit;
 use super::follow;
+use super::jobs;
 use super::progress::{Progress, Step};
 use super::report::Failure;
 use super::service;
 use super::session::Session;
 use super::units::parse_duration;
+use crate::model::time::millis;
 use crate::model::views::{ServiceStatus, ServiceView};
 use crate::model::{ReplicaCount, ServiceName};
 
@@ -55,7 +56,7 @@ pub struct StartArgs {
 #[derive(Clone, Debug, Args)]
 pub struct GraceArgs {
     pub name: ServiceName,
-    /// Not supported yet: the service's traffic.drain holds
+    /// For requests in flight, instead of the service's traffic.drain
     #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
     pub grace: Option<Duration>,
     #[command(flatten)]
@@ -67,7 +68,7 @@ pub struct GraceArgs {
 pub struct DeleteArgs {
     #[arg(required = true, value_name = "NAME")]
     pub names: Vec<ServiceName>,
-    /// Not supported yet: the service's traffic.drain holds
+    /// For requests in flight, instead of the service's traffic.drain
     #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
     pub grace: Option<Duration>,
     #[command(flatten)]
@@ -140,7 +141,6 @@ pub async fn scale(session: &Session, args: ScaleArgs) -> Result<Exit, Failure> 
 /// # Errors
 /// No such service, or waiting ended early.
 pub async fn restart(session: &Session, args: GraceArgs) -> Result<Exit, Failure> {
-    no_grace(args.grace)?;
     let client = session.client().await?;
     let before: ServiceStatus = client.get(&service::path(&args.name, "status")).await?;
     if before.service.state == "stopped" {
@@ -149,7 +149,10 @@ pub async fn restart(session: &Session, args: GraceArgs) -> Result<Exit, Failure
         return Ok(Exit::NotHealthy);
     }
     let old: BTreeSet<String> = before.replicas.into_iter().map(|r| r.id).collect();
-    let asked = post(&client, &args.name, "restart", &json!({})).await?;
+    let asked = post(&client, &args.name, "restart", &graceful(args.grace)).await?;
+    if let Some(ended) = job(session, &client, &args.name, &args.wait).await? {
+        return Ok(ended);
+    }
     let view = if args.wait.no_wait {
         asked
     } else {
@@ -169,6 +172,34 @@ pub async fn restart(session: &Session, args: GraceArgs) -> Result<Exit, Failure
     Ok(Exit::Done)
 }
 
+/// What `restart` and `start` do with a command: its newest run is waited for. None: it is no command, or nothing runs.
+async fn job(session: &Session, client: &Client, name: &ServiceName, wait: &WaitArgs) -> Result<Option<Exit>, Failure> {
+    let status: ServiceStatus = client.get(&service::path(name, "status")).await?;
+    let Some(run) = status.runs.last() else {
+        return Ok(None);
+    };
+    let run = if wait.no_wait || run.state != "running" {
+        run.clone()
+    } else {
+        let mut progress = Progress::of(session);
+        let which = jobs::Which::Id(run.id);
+        let ended = jobs::wait(client, name.as_str(), which, wait.timeout, &mut progress).await?;
+        match jobs::conclude(name.as_str(), ended)? {
+            Some(run) => *run,
+            None => return Ok(None),
+        }
+    };
+    let one = std::slice::from_ref(&run);
+    session.items(
+        one,
+        "",
+        |run| run.id.to_string(),
+        |all, _| all.iter().map(|run| jobs::sentence(name.as_str(), run)).collect(),
+    )?;
+    session.next(&format!("narae logs {name}"));
+    Ok(Some(Exit::Done))
+}
+
 fn leaving(phase: &str) -> bool {
     matches!(phase, "draining" | "stopping" | "dead")
 }
@@ -180,6 +211,9 @@ fn leaving(phase: &str) -> bool {
 pub async fn start(session: &Session, args: StartArgs) -> Result<Exit, Failure> {
     let client = session.client().await?;
     let asked = post(&client, &args.name, "start", &json!({})).await?;
+    if let Some(ended) = job(session, &client, &args.name, &args.wait).await? {
+        return Ok(ended);
+    }
     let view = if args.wait.no_wait {
         asked
     } else {
@@ -198,14 +232,13 @@ pub async fn start(session: &Session, args: StartArgs) -> Result<Exit, Failure> 
 /// # Errors
 /// No such service, or waiting ended early.
 pub async fn stop(session: &Session, args: GraceArgs) -> Result<Exit, Failure> {
-    no_grace(args.grace)?;
     let client = session.client().await?;
-    let asked = post(&client, &args.name, "stop", &json!({})).await?;
+    let asked = post(&client, &args.name, "stop", &graceful(args.grace)).await?;
     let view = if args.wait.no_wait {
         asked
     } else {
         wait(session, &client, &args.name, "stopping", &args.wait, |now| {
-            now.replicas.iter().all(|r| r.phase == "dead")
+            now.replicas.iter().all(|r| r.phase == "dead") && now.runs.iter().all(|r| r.state != "running")
         })
         .await?
     };
@@ -219,7 +252,6 @@ pub async fn stop(session: &Session, args: GraceArgs) -> Result<Exit, Failure> {
 /// # Errors
 /// No such service, nobody to confirm, or waiting ended early.
 pub async fn delete(session: &Session, args: DeleteArgs) -> Result<Exit, Failure> {
-    no_grace(args.grace)?;
     let client = session.client().await?;
     let names: Vec<&str> = args.names.iter().map(ServiceName::as_str).collect();
     for name in &args.names {
@@ -228,26 +260,13 @@ pub async fn delete(session: &Session, args: DeleteArgs) -> Result<Exit, Failure
     }
     session.confirm(&format!("delete {} with all revisions?", names.join(", ")))?;
     for name in &args.names {
-        client.act(Method::DELETE, &format!("/v1/services/{name}")).await?;
+        let query = [("grace_ms", args.grace.map(|grace| millis(grace).to_string()))];
+        let path = with_query(&format!("/v1/services/{name}"), &query);
+        client.act(Method::DELETE, &path).await?;
     }
     let mut progress = Progress::of(session);
-    for name in args.names.iter().filter(|_| !args.wait.no_wait) {
-        let path = service::path(name, "status");
-        let again = format!("narae status {name}");
-        follow::until(
-            args.wait.timeout,
-            &again,
-            async |seen: &mut Progress| match client.get::<ServiceStatus>(&path).await {
-                Ok(now) => {
-                    seen.show(step(&now, "deleting"));
-                    Ok(None)
-                }
-                Err(failure) if failure.exit == Exit::Unknown => Ok(Some(())),
-                Err(failure) => Err(failure),
-            },
-            &mut progress,
-        )
-        .await?;
+    if !args.wait.no_wait {
+        gone(&client, &args.names, args.wait.timeout, &mut progress).await?;
     }
     progress.clear();
     let state = if args.wait.no_wait { "deleting" } else { "deleted" };
@@ -266,16 +285,38 @@ pub async fn delete(session: &Session, args: DeleteArgs) -> Result<Exit, Failure
     Ok(Exit::Done)
 }
 
+/// Waits until none of these services is there any more.
+///
+/// # Errors
+/// Waiting ended early.
+pub async fn gone(
+    client: &Client,
+    names: &[ServiceName],
+    limit: Duration,
+    progress: &mut Progress,
+) -> Result<(), Failure> {
+    for name in names {
+        let path = service::path(name, "status");
+        let again = format!("narae status {name}");
+        let look = async |seen: &mut Progress| match client.get::<ServiceStatus>(&path).await {
+            Ok(now) => {
+                seen.show(step(&now, "deleting"));
+                Ok(None)
+            }
+            Err(failure) if failure.exit == Exit::Unknown => Ok(Some(())),
+            Err(failure) => Err(failure),
+        };
+        follow::until(limit, &again, look, progress).await?;
+    }
+    Ok(())
+}
+
 async fn post(client: &Client, name: &ServiceName, verb: &str, body: &Value) -> Result<ServiceView, Failure> {
     client.json(Method::POST, &service::path(name, verb), Some(body)).await
 }
 
-/// A drain time for one command has no place in the desired state yet: refused rather than ignored.
-fn no_grace(grace: Option<Duration>) -> Result<(), Failure> {
-    grace.map_or(Ok(()), |_| {
-        Err(Failure::new(Exit::Failed, codes::LATER, "not supported yet: `--grace`")
-            .help("requests in flight get `traffic.drain` of the service file (30s)"))
-    })
+fn graceful(grace: Option<Duration>) -> Value {
+    grace.map_or_else(|| json!({}), |grace| json!({ "grace_ms": millis(grace) }))
 }
 
 /// A refused number is no invalid configuration file.

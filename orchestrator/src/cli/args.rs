@@ -6,7 +6,9 @@ use std::path::PathBuf;
 use clap::builder::FalseyValueParser;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
-use super::{act, call, config, deploy, diff, help, later, module, observe, rollout, run, service};
+use super::{
+    act, call, config, crash, deploy, diff, help, later, module, observe, rollout, run, schedule, secret, service,
+};
 
 /// Run WebAssembly services: deploy from TOML, balance, heal, swap without losing a request.
 #[derive(Debug, Parser)]
@@ -129,6 +131,9 @@ pub enum Verb {
     Logs(observe::LogsArgs),
     /// Print what happened
     Events(observe::EventsArgs),
+    /// List and show crash reports: why guests trapped and replicas died
+    #[command(subcommand)]
+    Crash(crash::CrashVerb),
     /// Print the metrics as OpenMetrics text
     Metrics,
     /// Set the number of replicas
@@ -152,6 +157,9 @@ pub enum Verb {
     /// The same as rollout undo
     #[command(hide = true)]
     Rollback(rollout::UndoArgs),
+    /// List, run, pause and look back on schedules
+    #[command(subcommand, alias = "cron")]
+    Schedule(schedule::ScheduleVerb),
     /// Check, format and show configuration
     #[command(subcommand)]
     Config(config::ConfigVerb),
@@ -161,6 +169,9 @@ pub enum Verb {
     /// List, inspect and prune stored modules
     #[command(subcommand, aliases = ["image", "images"])]
     Module(module::ModuleVerb),
+    /// Set, list and delete the node's secrets
+    #[command(subcommand)]
+    Secret(secret::SecretVerb),
     /// Show the main job by itself: real components under load, killed, healed and swapped
     Demo(run::DemoArgs),
     /// Print the completion script of a shell
@@ -214,6 +225,13 @@ mod tests {
             "narae rollout status hello",
             "narae rollout history hello",
             "narae rollout undo hello --to 3",
+            "narae schedule list",
+            "narae schedule next hello nightly -n 3",
+            "narae schedule next ./hello.toml",
+            "narae schedule run hello nightly",
+            "narae schedule pause hello nightly",
+            "narae schedule resume hello nightly",
+            "narae schedule history hello",
             "narae config check a.toml",
             "narae config schema service",
             "narae config show --origin",
@@ -222,6 +240,12 @@ mod tests {
             "narae module list",
             "narae module inspect hello.wasm",
             "narae module prune -y",
+            "narae module inspect hello.wasm --for hello.toml",
+            "narae secret set db",
+            "narae secret set db --from-file f",
+            "narae secret list -o json",
+            "narae secret delete db -y",
+            "narae deploy a.toml --accept",
             "narae demo --seconds 5 --keep",
             "narae completions bash",
             "narae man -o dir",
@@ -249,6 +273,7 @@ mod tests {
             ("down hello", "Delete("),
             ("curl hello /", "Call("),
             ("rollback hello", "Rollback("),
+            ("cron list", "Schedule("),
             ("validate a.toml", "Validate("),
             ("image list", "Module("),
             ("images list", "Module("),

@@ -216,6 +216,12 @@ fn announce(daemon: &Daemon) {
             env!("CARGO_PKG_VERSION")
         ));
     }
+    for address in &daemon.https {
+        say(&format!(
+            "narae {} serves on https://{address}",
+            env!("CARGO_PKG_VERSION")
+        ));
+    }
     say(&format!(
         "admin socket {}; allocator {}",
         daemon.socket.display(),
@@ -270,6 +276,8 @@ async fn deploy_here(daemon: &Daemon, launch: &Launch) -> Result<(), Failure> {
         if_revision: None,
         dry_run: false,
         cause: Some("run".into()),
+        accept: true,
+        strategy: None,
     };
     let path = format!("/v1/services/{}", launch.name);
     let answer: DeployAnswer = client.json(http::Method::PUT, &path, Some(&request)).await?;

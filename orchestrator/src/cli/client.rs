@@ -159,6 +159,18 @@ impl Client {
         self.collect(answer.into_body()).await.map(drop)
     }
 
+    /// Sends a text that is nobody else's, and takes a JSON answer.
+    ///
+    /// # Errors
+    /// The daemon is gone, says no, or its answer is not of this shape.
+    pub async fn put_value<T: DeserializeOwned>(&self, path: &str, value: Bytes) -> Result<T, Failure> {
+        let answer = self
+            .send(Method::PUT, path, Some("application/octet-stream"), value)
+            .await?;
+        let bytes = self.collect(answer.into_body()).await?;
+        serde_json::from_slice(&bytes).map_err(|e| not_understood(&self.endpoint, &e.to_string()))
+    }
+
     /// A request whose answer is of no interest beyond its status.
     ///
     /// # Errors
@@ -452,6 +464,12 @@ pub fn failure_of(endpoint: &Endpoint, status: StatusCode, body: &[u8]) -> Failu
     if let Ok(problems) = serde_json::from_slice::<Problems>(body)
         && !problems.errors.is_empty()
     {
+        // What two refusals of one status mean is in their codes.
+        let exit = match problems.errors[0].code.as_str() {
+            codes::CAPABILITIES => Exit::CapabilitiesWanted,
+            codes::SECRET_IN_USE | codes::SECRET_VALUE => Exit::Failed,
+            _ => exit,
+        };
         return Failure::of(exit, problems.errors.into_iter().map(Report::of_view).collect());
     }
     let said = String::from_utf8_lossy(&body[..body.len().min(300)]).trim().to_owned();

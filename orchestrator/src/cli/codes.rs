@@ -7,14 +7,22 @@ pub const NOT_UTF8: &str = "E0005";
 pub const READ: &str = "E0006";
 /// A verb, a flag or a scheme that comes later.
 pub const LATER: &str = "E0043";
+/// Not a secret's name.
+pub const SECRET_NAME: &str = "E0180";
+/// The revision wants more than the last one.
+pub const CAPABILITIES: &str = "E0183";
+/// A secret is read by a service.
+pub const SECRET_IN_USE: &str = "E0184";
+/// Not a secret's value.
+pub const SECRET_VALUE: &str = "E0185";
 /// One service in two files.
 pub const TWICE: &str = "E0124";
 /// The module is over 64 MiB.
 pub const MODULE_SIZE: &str = "E0302";
 /// The module is not the one the file pins.
 pub const DIGEST: &str = "E0306";
-/// A command is no service.
-pub const COMMAND: &str = "E0307";
+/// The file names one world, the module is of the other.
+pub const WORLD: &str = "E0308";
 /// WebAssembly text that does not assemble.
 pub const WAT: &str = "E0310";
 /// No such service.
@@ -62,8 +70,10 @@ pub const SUPERSEDED: &str = "E0610";
 pub const NO_HELP: &str = "E0611";
 /// What is wanted is proved, and no replica of it serves.
 pub const NOT_SERVING: &str = "E0612";
+/// The run that was waited for did not succeed.
+pub const RUN_FAILED: &str = "E0645";
 
-const CHAPTERS: [(&str, &str, &str); 12] = [
+const CHAPTERS: &[(&str, &str, &str)] = &[
     (
         HOST,
         "the host is not one narae can talk to",
@@ -130,6 +140,13 @@ const CHAPTERS: [(&str, &str, &str); 12] = [
         "The revision proved itself once, and none of its replicas serves now: the service is stopped, or they die.\n\
          `narae status NAME` tells why; `narae start NAME` starts a stopped one, `narae restart NAME` tries again at once.",
     ),
+    (
+        RUN_FAILED,
+        "the run did not succeed",
+        "More attempts failed than `job.retries` allows, `job.timeout` passed, or somebody ended it. `narae status NAME` lists\n\
+         the attempts with their exit codes, `narae logs NAME --replica rN` what one of them printed; `narae restart NAME` runs\n\
+         it again.",
+    ),
 ];
 
 /// The chapter of one of the command line's own codes: title and text.
@@ -146,8 +163,9 @@ mod tests {
 
     #[test]
     fn every_code_of_the_command_line_has_a_chapter() {
-        for (at, (code, title, text)) in CHAPTERS.iter().enumerate() {
-            assert_eq!(*code, format!("E06{:02}", at + 1));
+        assert!(CHAPTERS.is_sorted_by(|a, b| a.0 < b.0));
+        for (code, title, text) in CHAPTERS {
+            assert!(code.len() == 5 && code.starts_with("E06"));
             assert!(!title.is_empty() && text.len() > 40, "{code}");
         }
         assert_eq!(explain("e0609").map(|c| c.0), Some(CHAPTERS[8].1));

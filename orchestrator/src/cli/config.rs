@@ -130,8 +130,8 @@ pub fn check(session: &Session, args: &CheckArgs) -> Result<Exit, Failure> {
                 "{}: `{module}` is not there; deploy will need it",
                 one.source.name
             ));
-        } else if let Err(report) = super::deploy::module_of(&one.source, &one.spec, &[]) {
-            reports.push(report);
+        } else if let Err(found) = super::deploy::module_of(&one.source, &one.spec, &[]) {
+            reports.extend(found);
         }
     }
     for node in nodes {

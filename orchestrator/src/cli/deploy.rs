@@ -9,19 +9,22 @@ use clap::Args;
 use http::Method;
 use serde::{Deserialize, Serialize};
 
+use super::act;
 use super::check::{self, Good};
 use super::client::{Client, with_query};
 use super::codes;
 use super::exit::Exit;
 use super::follow::{self, conclude};
+use super::jobs;
 use super::progress::{Progress, Step};
 use super::report::{Failure, Report};
 use super::seams;
 use super::session::Session;
 use super::source::{self, ModuleFile, Source};
-use super::units::{parse_duration, size};
-use crate::model::ServiceSpec;
-use crate::model::views::{DeployAnswer, DeployRequest, List, RolloutView, ServiceView};
+use super::units::{parse_duration, printable, size};
+use crate::model::service::{Strategy, World};
+use crate::model::views::{CapabilityView, DeployAnswer, DeployRequest, List, RolloutView, ServiceView};
+use crate::model::{ServiceName, ServiceSpec};
 
 /// Waiting for a revision ends after this, whatever its own deadlines say.
 pub const WAIT: &str = "5m";
@@ -41,15 +44,25 @@ pub struct DeployArgs {
     /// How long to wait
     #[arg(long, value_name = "DURATION", default_value = WAIT, value_parser = parse_duration)]
     pub timeout: Duration,
+    /// How the new revision replaces the old, in place of the file's rollout.strategy
+    #[arg(long, value_name = "STRATEGY", value_parser = strategy)]
+    pub strategy: Option<Strategy>,
     /// Set a value over the file's, as limits.memory=64MiB; may be given several times
     #[arg(long, value_name = "KEY=VALUE")]
     pub set: Vec<String>,
     /// Delete services that no file of the directory describes
     #[arg(long)]
     pub prune: bool,
+    /// Let a revision through that wants more than the last one: interfaces, origins, secrets, volumes
+    #[arg(long)]
+    pub accept: bool,
     /// Fail unless this is the revision that is wanted now; 0: the service must not exist
     #[arg(long, value_name = "N")]
     pub if_revision: Option<u64>,
+}
+
+fn strategy(text: &str) -> Result<Strategy, String> {
+    Strategy::of(text).ok_or_else(|| "expected rolling, canary, blue-green or recreate".into())
 }
 
 /// One service, checked and with its module in hand.
@@ -67,8 +80,11 @@ struct Deployed {
     revision: u64,
     previous: Option<u64>,
     changed: bool,
-    /// `done`, `stopped` (no replicas are wanted), `refused`, `running` (not waited for, or not to the end), `checked` (`--dry-run`).
+    /// `done`, `stopped` (no replicas are wanted), `refused`, `succeeded`, `failed` and `scheduled` (a command), `running` (not waited for, or not to the end), `checked` (`--dry-run`).
     state: String,
+    /// What it may touch beyond the last revision, and no more.
+    capabilities: Vec<CapabilityView>,
+    accepted_by: Option<String>,
 }
 
 /// Deploys.
@@ -93,6 +109,11 @@ pub async fn deploy(session: &Session, args: DeployArgs) -> Result<Exit, Failure
         ));
     }
     let client = session.client().await?;
+    // The question comes before anything is changed: a no leaves everything as it was.
+    let surplus = match args.prune {
+        true => surplus(session, &client, &ready, args.dry_run).await?,
+        false => Vec::new(),
+    };
     let mut progress = Progress::of(session);
     for one in &ready {
         upload(&client, one, &mut progress).await?;
@@ -103,6 +124,9 @@ pub async fn deploy(session: &Session, args: DeployArgs) -> Result<Exit, Failure
         if args.dry_run {
             progress.clear();
             report(session, &checked)?;
+            for name in &surplus {
+                session.note(&format!("{name}: would be deleted"));
+            }
             session.note("nothing was changed (--dry-run)");
             return Ok(Exit::Done);
         }
@@ -125,12 +149,12 @@ pub async fn deploy(session: &Session, args: DeployArgs) -> Result<Exit, Failure
     let rows: Vec<Deployed> = deployed.into_iter().map(|(_, row)| row).collect();
     report(session, &rows)?;
     waited?;
-    if args.prune {
-        prune(session, &client, &ready).await?;
-    }
+    prune(session, &client, &surplus, &args).await?;
     match rows.as_slice() {
         [one] if args.no_wait => session.next(&format!("narae rollout status {}", one.service)),
         [one] if one.state == "stopped" => session.next(&format!("narae scale {} 1", one.service)),
+        [one] if one.state == "succeeded" => session.next(&format!("narae logs {}", one.service)),
+        [one] if one.state == "scheduled" => session.next(&format!("narae schedule next {}", one.service)),
         [one] => session.next(&format!("narae call {} /", one.service)),
         _ => session.next("narae list"),
     }
@@ -149,9 +173,26 @@ async fn wait_all(
     let end = tokio::time::Instant::now() + limit;
     for (ready, row) in deployed.iter_mut() {
         let limit = end.saturating_duration_since(tokio::time::Instant::now());
+        if ready.spec.is_job() {
+            let which = jobs::Which::OfRevision(row.revision);
+            let waited = jobs::wait(client, &row.service, which, limit, progress).await;
+            match waited.and_then(|ended| jobs::conclude(&row.service, ended)) {
+                Ok(Some(_)) => row.state = "succeeded".into(),
+                Ok(None) => row.state = "scheduled".into(),
+                Err(failure) if failure.exit == Exit::Interrupted => return Err(failure),
+                Err(failure) => {
+                    if matches!(failure.exit, Exit::RolledBack | Exit::Failed) {
+                        row.state = "failed".into();
+                    }
+                    add(&mut failed, failure);
+                }
+            }
+            continue;
+        }
         let outcome = follow::revision(client, &row.service, row.revision, limit, progress).await;
         let ended = outcome.and_then(|outcome| conclude(&row.service, row.revision, outcome));
         match ended {
+            Ok(view) if view.wanted == 0 && !ready.spec.schedules.is_empty() => row.state = "scheduled".into(),
             Ok(view) if view.wanted == 0 => row.state = "stopped".into(),
             Ok(_) => row.state = "done".into(),
             Err(failure) if failure.exit == Exit::Interrupted => return Err(failure),
@@ -159,15 +200,19 @@ async fn wait_all(
                 if matches!(failure.exit, Exit::RolledBack | Exit::Failed) {
                     row.state = "refused".into();
                 }
-                let failure = without_rollback(failure, &ready.spec);
-                match &mut failed {
-                    Some(first) => first.reports.extend(failure.reports),
-                    None => failed = Some(failure),
-                }
+                add(&mut failed, without_rollback(failure, &ready.spec));
             }
         }
     }
     failed.map_or(Ok(()), Err)
+}
+
+/// The first decides the exit code; all are told.
+fn add(failed: &mut Option<Failure>, failure: Failure) {
+    match failed {
+        Some(first) => first.reports.extend(failure.reports),
+        None => *failed = Some(failure),
+    }
 }
 
 /// With `auto_rollback = false` nothing was rolled back, whatever served before.
@@ -190,6 +235,8 @@ fn row(answer: DeployAnswer, state: &str) -> Deployed {
         previous: answer.previous,
         changed: answer.changed,
         state: state.into(),
+        capabilities: answer.capabilities,
+        accepted_by: answer.accepted_by,
     }
 }
 
@@ -198,7 +245,7 @@ fn report(session: &Session, rows: &[Deployed]) -> Result<(), Failure> {
         rows,
         "nothing to deploy",
         |row| row.service.clone(),
-        |rows, _| rows.iter().map(sentence).collect(),
+        |rows, _| rows.iter().map(|row| sentence(row) + &beyond(row)).collect(),
     )
 }
 
@@ -210,6 +257,7 @@ fn sentence(row: &Deployed) -> String {
         previous,
         changed,
         state,
+        ..
     } = row;
     let before = previous
         .filter(|p| p != revision)
@@ -220,10 +268,39 @@ fn sentence(row: &Deployed) -> String {
         ("done", true) => format!("{service} revision {revision} is healthy{before}\n"),
         ("done", false) => format!("{service} revision {revision} is healthy, nothing changed\n"),
         ("stopped", _) => format!("{service} revision {revision} is deployed and wants no replicas{before}\n"),
-        ("refused", _) => String::new(),
+        ("succeeded", _) => format!("{service} revision {revision} ran and succeeded{before}\n"),
+        ("scheduled", _) => format!("{service} revision {revision} is deployed and runs by its schedule{before}\n"),
+        ("refused" | "failed", _) => String::new(),
         (_, true) => format!("{service} revision {revision} is being rolled out{before}\n"),
         (_, false) => format!("{service} revision {revision}: nothing changed\n"),
     }
+}
+
+/// What it may touch that it could not before; of a first revision what would be asked about.
+fn beyond(row: &Deployed) -> String {
+    if row.state == "refused" {
+        return String::new();
+    }
+    let first = row.previous.is_none();
+    let shown: Vec<_> = row.capabilities.iter().filter(|c| !first || c.asks).cloned().collect();
+    let mut out = lines(&shown);
+    if let Some(by) = &row.accepted_by {
+        out.push_str(&format!("  accepted by {}\n", printable(by)));
+    }
+    out
+}
+
+/// One line for each: `+ outbound https://payments.example.test`.
+pub fn lines(capabilities: &[CapabilityView]) -> String {
+    let line = |c: &CapabilityView| {
+        let (sign, note) = match (c.change.as_str(), c.asks) {
+            ("added", true) => ('+', ""),
+            ("added", false) => ('+', " (leads nowhere outside)"),
+            _ => ('-', ""),
+        };
+        format!("  {sign} {} {}{note}\n", c.kind, printable(&c.name))
+    };
+    capabilities.iter().map(line).collect()
 }
 
 /// Reads and checks everything that can be checked without the daemon.
@@ -238,8 +315,8 @@ pub fn read_all(session: &Session, files: &[PathBuf], set: &[String]) -> Result<
     let mut ready = Vec::new();
     for Good { source, spec } in good {
         match module_of(&source, &spec, &set) {
-            Ok(module) => ready.push(Ready { spec, source, module }),
-            Err(report) => reports.push(report),
+            Ok((module, spec)) => ready.push(Ready { spec, source, module }),
+            Err(found) => reports.extend(found),
         }
     }
     if reports.is_empty() {
@@ -249,18 +326,25 @@ pub fn read_all(session: &Session, files: &[PathBuf], set: &[String]) -> Result<
     }
 }
 
-/// Reads the module a service file names, and says what can be said of it without the daemon.
+/// Reads the module a service file names, and says what can be said of it without the daemon. The spec is the file's, as it is
+/// with that module.
 ///
 /// # Errors
-/// It cannot be read, or cannot be a service.
-pub fn module_of(source: &Source, spec: &ServiceSpec, set: &[(String, String)]) -> Result<ModuleFile, Report> {
+/// It cannot be read, cannot be a service, or the file says what means nothing to such a module.
+pub fn module_of(
+    source: &Source,
+    spec: &ServiceSpec,
+    set: &[(String, String)],
+) -> Result<(ModuleFile, ServiceSpec), Vec<Report>> {
     let named = check::shown(&source.name, set);
     let placed = |report: Report| match seams::place(&source.text, "module") {
         Some((line, column)) => report.at(named.clone(), line, column),
         None => report.file(named.clone()),
     };
-    let module = source::module(&source.dir, &spec.module).map_err(placed)?;
-    fit(module, spec, &named, &source.text, placed)
+    let module = source::module(&source.dir, &spec.module).map_err(|report| vec![placed(report)])?;
+    let command = fit(&module, spec, &named, &source.text, placed).map_err(|report| vec![report])?;
+    let checked = seams::check_service_of(&source.text, &named, command)?;
+    Ok((module, checked.spec))
 }
 
 fn pairs(set: &[String]) -> Result<Vec<(String, String)>, Failure> {
@@ -277,14 +361,14 @@ fn pairs(set: &[String]) -> Result<Vec<(String, String)>, Failure> {
     pairs.collect()
 }
 
-/// What can be said of a module without the daemon: it is the pinned one, and one that can be a service.
+/// What can be said of a module without the daemon: it is the pinned one, and of the world the file names. True: a command.
 fn fit(
-    module: ModuleFile,
+    module: &ModuleFile,
     spec: &ServiceSpec,
     name: &str,
     text: &str,
     placed: impl Fn(Report) -> Report,
-) -> Result<ModuleFile, Report> {
+) -> Result<bool, Report> {
     let shown = &spec.module;
     if let Some(wanted) = spec.digest.filter(|wanted| *wanted != module.digest) {
         let report = Report::new(
@@ -293,14 +377,17 @@ fn fit(
         );
         return Err(placed(report).help(format!("if it was rebuilt, write digest = \"{}\"", module.digest)));
     }
-    if !seams::inspect(&module.bytes, shown, Some((name, text)))?.kind.is_http() {
-        let report = Report::new(
-            codes::COMMAND,
-            format!("not supported yet: deploying a command (`{shown}` has no HTTP handler)"),
-        );
-        return Err(placed(report).help(format!("run it to its end with `narae run {shown}`")));
-    }
-    Ok(module)
+    let command = !seams::inspect(&module.bytes, shown, Some((name, text)))?.kind.is_http();
+    let (says, is) = match (spec.world, command) {
+        (World::Command, false) => ("command", "serves http"),
+        (World::Http, true) => ("http", "is a command"),
+        _ => return Ok(command),
+    };
+    let report = Report::new(
+        codes::WORLD,
+        format!("the file says world = \"{says}\", module `{shown}` {is}"),
+    );
+    Err(placed(report).help("leave `world` out: the module decides"))
 }
 
 async fn upload(client: &Client, one: &Ready, progress: &mut Progress) -> Result<(), Failure> {
@@ -324,6 +411,8 @@ async fn ask(client: &Client, one: &Ready, args: &DeployArgs, dry_run: bool) -> 
         if_revision: args.if_revision,
         dry_run,
         cause: None,
+        accept: args.accept,
+        strategy: args.strategy.map(|s| s.as_str().to_owned()),
     };
     let answer = client
         .json(Method::PUT, &format!("/v1/services/{}", one.spec.name), Some(&request))
@@ -345,9 +434,15 @@ async fn ask_all(client: &Client, ready: &[Ready], args: &DeployArgs) -> Result<
     for one in ready {
         match ask(client, one, args, true).await {
             Ok(answer) => rows.push(row(answer, "checked")),
-            Err(failure) if failure.exit != Exit::Invalid => return Err(failure),
+            Err(failure) if !matches!(failure.exit, Exit::Invalid | Exit::CapabilitiesWanted) => return Err(failure),
             Err(failure) => match &mut failed {
-                Some(first) => first.reports.extend(failure.reports),
+                Some(first) => {
+                    // A mistake is mended first; then there is something to accept.
+                    if failure.exit == Exit::Invalid {
+                        first.exit = Exit::Invalid;
+                    }
+                    first.reports.extend(failure.reports);
+                }
                 None => failed = Some(failure),
             },
         }
@@ -355,23 +450,49 @@ async fn ask_all(client: &Client, ready: &[Ready], args: &DeployArgs) -> Result<
     failed.map_or(Ok(rows), Err)
 }
 
-async fn prune(session: &Session, client: &Client, ready: &[Ready]) -> Result<(), Failure> {
+/// The services that no file describes, when they may be deleted.
+async fn surplus(
+    session: &Session,
+    client: &Client,
+    ready: &[Ready],
+    dry_run: bool,
+) -> Result<Vec<ServiceName>, Failure> {
     let kept: BTreeSet<&str> = ready.iter().map(|one| one.spec.name.as_str()).collect();
     let all: List<ServiceView> = client.get("/v1/services").await?;
-    let gone: Vec<String> = all
+    let others = all
         .items
-        .into_iter()
-        .filter(|s| !kept.contains(s.name.as_str()) && s.state != "deleting")
-        .map(|s| s.name)
-        .collect();
-    if gone.is_empty() {
+        .iter()
+        .filter(|s| !kept.contains(s.name.as_str()) && s.state != "deleting");
+    let surplus: Vec<ServiceName> = others.filter_map(|s| s.name.parse().ok()).collect();
+    if surplus.is_empty() {
         session.note("nothing to prune");
-        return Ok(());
+    } else if !dry_run {
+        let names: Vec<&str> = surplus.iter().map(ServiceName::as_str).collect();
+        session.confirm(&format!("deploy, then delete {}?", names.join(", ")))?;
     }
-    session.confirm(&format!("delete {}?", gone.join(", ")))?;
-    for name in gone {
-        client.act(Method::DELETE, &format!("/v1/services/{name}")).await?;
-        session.note(&format!("{name}: deleting"));
+    Ok(surplus)
+}
+
+/// Deletes them and, unless told not to wait, sees them go.
+async fn prune(session: &Session, client: &Client, surplus: &[ServiceName], args: &DeployArgs) -> Result<(), Failure> {
+    for name in surplus {
+        let deleted = client.act(Method::DELETE, &format!("/v1/services/{name}")).await;
+        // Somebody else was faster: gone is what was asked for.
+        match deleted {
+            Err(failure) if failure.exit == Exit::Unknown => {}
+            other => other?,
+        }
+    }
+    if !args.no_wait {
+        let mut progress = Progress::of(session);
+        act::gone(client, surplus, args.timeout, &mut progress).await?;
+        progress.clear();
+    }
+    for name in surplus {
+        session.note(&format!(
+            "{name}: {}",
+            if args.no_wait { "deleting" } else { "deleted" }
+        ));
     }
     Ok(())
 }
@@ -489,6 +610,42 @@ mod tests {
     }
 
     #[test]
+    fn what_is_wanted_beyond_the_last_revision_is_listed_below() {
+        let capability = |change: &str, kind: &str, name: &str, asks| CapabilityView {
+            change: change.into(),
+            kind: kind.into(),
+            name: name.into(),
+            asks,
+        };
+        let mut row = Deployed {
+            service: "hello".into(),
+            revision: 2,
+            previous: Some(1),
+            changed: true,
+            state: "done".into(),
+            capabilities: vec![
+                capability("added", "outbound", "https://a.test", true),
+                capability("added", "interface", "wasi:clocks/wall-clock 0.2", false),
+                capability("removed", "secret", "db", false),
+            ],
+            accepted_by: Some("uid 0 (root)".into()),
+        };
+        insta::assert_snapshot!(beyond(&row), @r"
+        + outbound https://a.test
+        + interface wasi:clocks/wall-clock 0.2 (leads nowhere outside)
+        - secret db
+        accepted by uid 0 (root)
+        ");
+        insta::assert_json_snapshot!("deployed_json", List::of(vec![row.clone()]));
+        (row.previous, row.accepted_by) = (None, None);
+        assert_eq!(
+            beyond(&row),
+            "  + outbound https://a.test\n",
+            "of a first one what matters"
+        );
+    }
+
+    #[test]
     fn what_happened_is_one_sentence() {
         let row = |changed, previous, state: &str| {
             sentence(&Deployed {
@@ -497,6 +654,8 @@ mod tests {
                 previous,
                 changed,
                 state: state.into(),
+                capabilities: Vec::new(),
+                accepted_by: None,
             })
         };
         assert_eq!(

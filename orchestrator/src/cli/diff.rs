@@ -6,13 +6,13 @@ use clap::Args;
 use serde::Serialize;
 
 use super::client::Client;
-use super::deploy::{Ready, SpecText, read_all};
+use super::deploy::{Ready, SpecText, lines, read_all};
 use super::exit::Exit;
 use super::report::Failure;
 use super::seams::{self, Change};
 use super::session::Session;
 use super::units::printable;
-use crate::model::views::{List, RevisionView};
+use crate::model::views::{CapabilityView, List, ModuleView, RevisionView};
 
 /// `narae diff`.
 #[derive(Clone, Debug, Args)]
@@ -35,6 +35,8 @@ struct Difference {
     /// None: the service is not there yet.
     revision: Option<u64>,
     changes: Vec<Change>,
+    /// What it may touch beyond the wanted revision, and no more.
+    capabilities: Vec<CapabilityView>,
 }
 
 /// Compares files with what is deployed.
@@ -73,12 +75,17 @@ async fn difference(client: &Client, one: &Ready) -> Result<Difference, Failure>
                 service,
                 revision: None,
                 changes: Vec::new(),
+                capabilities: Vec::new(),
             });
         }
         Err(failure) => return Err(failure),
     };
-    let old = seams::check_service(&deployed.toml, &format!("{service}@{}", deployed.revision))
-        .map_err(|reports| Failure::of(Exit::Failed, reports))?;
+    let old = seams::check_service_of(
+        &deployed.toml,
+        &format!("{service}@{}", deployed.revision),
+        one.spec.is_job(),
+    )
+    .map_err(|reports| Failure::of(Exit::Failed, reports))?;
     let mut changes = seams::diff(&old.spec, &one.spec);
     let revisions: List<RevisionView> = client.get(&format!("/v1/services/{service}/revisions")).await?;
     let digest = revisions
@@ -87,6 +94,13 @@ async fn difference(client: &Client, one: &Ready) -> Result<Difference, Failure>
         .find(|r| r.revision == deployed.revision)
         .map(|r| r.digest);
     let new = one.module.digest.to_string();
+    let modules: List<ModuleView> = client.get("/v1/modules").await?;
+    let before = modules.items.into_iter().find(|m| Some(&m.digest) == digest.as_ref());
+    let imports = seams::inspect(&one.module.bytes, &one.spec.module, None)
+        .map_err(|report| Failure::of(Exit::Invalid, vec![report]))?
+        .imports;
+    let before = before.map_or_else(Vec::new, |m| m.imports);
+    let capabilities = seams::capabilities((&old.spec, &before), (&one.spec, &imports));
     if digest.as_ref() != Some(&new) {
         changes.push(Change {
             key: "module (content)".into(),
@@ -98,6 +112,7 @@ async fn difference(client: &Client, one: &Ready) -> Result<Difference, Failure>
         service,
         revision: Some(deployed.revision),
         changes,
+        capabilities,
     })
 }
 
@@ -115,6 +130,10 @@ fn shown(difference: &Difference) -> String {
         if let Some(to) = &change.new {
             out.push_str(&format!("{plus}+ {} = {}{plus:#}\n", change.key, printable(to)));
         }
+    }
+    if !difference.capabilities.is_empty() {
+        out.push_str("may touch\n");
+        out.push_str(&lines(&difference.capabilities));
     }
     out
 }
@@ -137,6 +156,12 @@ mod tests {
             service: "hello".into(),
             revision,
             changes,
+            capabilities: vec![CapabilityView {
+                change: "added".into(),
+                kind: "outbound".into(),
+                name: "https://payments.example.test".into(),
+                asks: true,
+            }],
         }
     }
 

@@ -52,6 +52,22 @@ fn judge(view: &RolloutView, revision: u64) -> Verdict {
     }
 }
 
+/// After a newer one was refused, what is wanted is the one that it went back to: the view as that one's.
+fn seen_from(view: RolloutView, revision: u64) -> RolloutView {
+    if view.state != "refused" || view.from != Some(revision) || view.to <= revision {
+        return view;
+    }
+    RolloutView {
+        from: None,
+        to: revision,
+        state: "done".into(),
+        reason: None,
+        old_serving: view.new_serving,
+        new_serving: view.old_serving,
+        ..view
+    }
+}
+
 fn step_of(view: &RolloutView) -> Step {
     Step {
         schema: 1,
@@ -83,7 +99,7 @@ pub async fn revision(
         limit,
         &again,
         async |seen: &mut Progress| {
-            let view: RolloutView = client.get(&path).await?;
+            let view = seen_from(client.get(&path).await?, revision);
             Ok(match judge(&view, revision) {
                 Verdict::Done if view.new_serving == 0 && view.wanted > 0 && idle < IDLE => {
                     idle += 1;
@@ -238,6 +254,7 @@ mod tests {
             old_serving: 0,
             new_serving: 0,
             wanted: 1,
+            ..RolloutView::default()
         }
     }
 
@@ -272,6 +289,17 @@ mod tests {
         assert_eq!(judge(&view(None, 1, "done"), 2), Verdict::Other);
         assert_eq!(judge(&view(None, 2, "running"), 2), Verdict::Wait);
         assert_eq!(judge(&view(None, 2, "something new"), 2), Verdict::Wait);
+    }
+
+    #[test]
+    fn a_newer_one_that_was_refused_is_no_verdict_on_the_one_it_went_back_to() {
+        let serving = RolloutView {
+            old_serving: 2,
+            ..view(Some(1), 2, "refused")
+        };
+        let back = seen_from(serving.clone(), 1);
+        assert_eq!((judge(&back, 1), back.new_serving), (Verdict::Done, 2));
+        assert_eq!(judge(&seen_from(serving, 2), 2), Verdict::Refused);
     }
 
     fn silent() -> Progress {

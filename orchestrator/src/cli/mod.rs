@@ -9,12 +9,16 @@ mod check;
 pub mod client;
 pub mod codes;
 mod config;
+mod crash;
 mod deploy;
 mod diff;
+mod draw;
 pub mod exit;
 mod find;
 mod follow;
 mod help;
+mod imports;
+mod jobs;
 mod later;
 mod module;
 mod observe;
@@ -22,7 +26,9 @@ mod progress;
 pub mod report;
 mod rollout;
 pub mod run;
+mod schedule;
 mod seams;
+mod secret;
 mod service;
 pub mod session;
 mod source;
@@ -30,6 +36,7 @@ mod table;
 #[cfg(test)]
 mod tests;
 mod units;
+mod variables;
 
 use std::ffi::OsStr;
 use std::process::ExitCode;
@@ -63,6 +70,7 @@ pub fn main() -> ExitCode {
         Err(error) => return usage(&error.format(&mut Cli::full_command())),
     };
     colour(cli.globals.color);
+    variables::warn();
     let json = cli.globals.json || matches!(cli.globals.output.as_deref(), Some("json" | "jsonl"));
     match run(cli) {
         Ok(exit) => exit.into(),
@@ -135,6 +143,7 @@ async fn verb(session: &Session, verb: Verb) -> Result<Exit, Failure> {
         Verb::Inspect(args) => service::inspect(session, args).await,
         Verb::Logs(args) => observe::logs(session, args).await,
         Verb::Events(args) => observe::events(session, args).await,
+        Verb::Crash(verb) => crash::crash(session, verb).await,
         Verb::Metrics => observe::metrics(session).await,
         Verb::Scale(args) => act::scale(session, args).await,
         Verb::Restart(args) => act::restart(session, args).await,
@@ -144,8 +153,10 @@ async fn verb(session: &Session, verb: Verb) -> Result<Exit, Failure> {
         Verb::Call(args) => call::call(session, args).await,
         Verb::Rollout(verb) => rollout::rollout(session, verb).await,
         Verb::Rollback(args) => rollout::undo(session, args).await,
+        Verb::Schedule(verb) => schedule::schedule(session, verb).await,
         Verb::Config(verb) => config::config(session, verb).await,
         Verb::Module(verb) => module::module(session, verb).await,
+        Verb::Secret(verb) => secret::secret(session, verb).await,
         Verb::Version => help::version(session).await,
         // Done by `run`, without a runtime of ours.
         Verb::Serve(_)

@@ -9,11 +9,13 @@ use serde_json::json;
 
 use super::codes;
 use super::exit::Exit;
+use super::imports::{self, Need};
 use super::report::Failure;
 use super::session::{Format, Session};
 use super::table::{Text, or_dash, pairs, render};
 use super::units::size;
 use super::{seams, source};
+use crate::model::ServiceSpec;
 use crate::model::views::{List, ModuleView};
 
 /// `narae module …`.
@@ -25,6 +27,9 @@ pub enum ModuleVerb {
     Inspect {
         #[arg(value_name = "FILE|DIGEST")]
         module: String,
+        /// Say which of its needs this service file grants
+        #[arg(long = "for", value_name = "SERVICE.toml")]
+        service: Option<PathBuf>,
     },
     /// Remove stored modules that no revision refers to
     Prune,
@@ -45,7 +50,7 @@ struct Pruned {
 pub async fn module(session: &Session, verb: ModuleVerb) -> Result<Exit, Failure> {
     match verb {
         ModuleVerb::List => list(session).await,
-        ModuleVerb::Inspect { module } => inspect(session, &module).await,
+        ModuleVerb::Inspect { module, service } => inspect(session, &module, service.as_deref()).await,
         ModuleVerb::Prune => prune(session).await,
     }
 }
@@ -78,16 +83,28 @@ fn module_table(items: &[ModuleView], wide: bool) -> String {
     render(&["DIGEST", "KIND", "SIZE>", "USED BY"], rows.collect())
 }
 
-async fn inspect(session: &Session, module: &str) -> Result<Exit, Failure> {
+/// A module with what its imports need.
+#[derive(Clone, Debug, Serialize)]
+struct Inspection {
+    #[serde(flatten)]
+    module: ModuleView,
+    needs: Vec<Need>,
+}
+
+async fn inspect(session: &Session, module: &str, service: Option<&Path>) -> Result<Exit, Failure> {
+    let spec = service.map(file_of).transpose()?;
     let view = if is_digest(module) && !Path::new(module).exists() {
         stored(session, module).await?
     } else {
         read(module)?
     };
+    let offered = |import: &str| seams::is_offered(&view.kind, import);
+    let needs = imports::of(&view.imports, offered, spec.as_ref());
+    let file = service.map(|path| path.display().to_string());
     match session.format {
-        Format::Json | Format::JsonLines => session.json(&view)?,
+        Format::Json | Format::JsonLines => session.json(&Inspection { module: view, needs })?,
         Format::Name => session.print(&format!("{}\n", view.digest))?,
-        Format::Table | Format::Wide => session.print(&module_text(&view))?,
+        Format::Table | Format::Wide => session.print(&module_text(&view, &needs, file.as_deref()))?,
     }
     Ok(Exit::Done)
 }
@@ -134,7 +151,13 @@ fn read(path: &str) -> Result<ModuleView, Failure> {
     })
 }
 
-fn module_text(view: &ModuleView) -> String {
+fn file_of(path: &Path) -> Result<ServiceSpec, Failure> {
+    let source = source::service_file(path).map_err(|report| Failure::of(Exit::Failed, vec![report]))?;
+    let checked = seams::check_service(&source.text, &source.name);
+    Ok(checked.map_err(|reports| Failure::of(Exit::Invalid, reports))?.spec)
+}
+
+fn module_text(view: &ModuleView, needs: &[Need], file: Option<&str>) -> String {
     let top: [(&str, Text); 4] = [
         ("digest", view.digest.clone().into()),
         ("kind", view.kind.clone().into()),
@@ -142,16 +165,21 @@ fn module_text(view: &ModuleView) -> String {
         ("used by", or_dash(Some(view.used_by.join(", ")))),
     ];
     let mut out = pairs(&top);
-    for (title, names) in [("imports", &view.imports), ("exports", &view.exports)] {
-        out.push_str(&format!("\n{title}\n"));
-        if names.is_empty() {
-            out.push_str("  nothing\n");
-        }
-        out.extend(
-            names
-                .iter()
-                .map(|name| format!("  {}\n", super::units::printable(name))),
-        );
+    let exports = view
+        .exports
+        .iter()
+        .map(|name| format!("  {}\n", super::units::printable(name)))
+        .collect();
+    for (title, text) in [
+        ("imports", imports::text(&view.imports, needs, file)),
+        ("exports", exports),
+    ] {
+        let text = if text.is_empty() {
+            "  nothing\n".to_owned()
+        } else {
+            text
+        };
+        out.push_str(&format!("\n{title}\n{text}"));
     }
     out
 }
@@ -202,7 +230,7 @@ mod tests {
     #[test]
     fn modules_are_shown_with_their_users() {
         insta::assert_snapshot!("module_table", plain(&module_table(&[view()], false)));
-        insta::assert_snapshot!("module_text", plain(&module_text(&view())));
+        insta::assert_snapshot!("module_text", plain(&module_text(&view(), &[], None)));
         insta::assert_json_snapshot!("module_json", List::of(vec![view()]));
     }
 }

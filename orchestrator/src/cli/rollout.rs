@@ -6,8 +6,12 @@ use clap::{Args, Subcommand};
 use http::Method;
 use serde_json::json;
 
+use super::client::Client;
 use super::deploy::{WAIT, wait_for};
+use super::draw;
 use super::exit::Exit;
+use super::follow;
+use super::progress::Progress;
 use super::report::Failure;
 use super::service;
 use super::session::{Format, Session, now};
@@ -20,11 +24,28 @@ use crate::model::views::{DeployAnswer, List, RevisionView, RolloutView};
 #[derive(Clone, Debug, Subcommand)]
 pub enum RolloutVerb {
     /// Show how far the last change of revision is
-    Status(NameArgs),
+    Status(StatusArgs),
     /// List the revisions that are kept
     History(NameArgs),
     /// Go back to the revision before, or to any that is kept
     Undo(UndoArgs),
+    /// Take no further step until it is resumed
+    Pause(NameArgs),
+    /// Take steps again
+    Resume(NameArgs),
+    /// Pass over the steps and gates that are left
+    Promote(NameArgs),
+    /// Refuse the revision on trial: back to the stable one at once
+    Abort(NameArgs),
+}
+
+/// `narae rollout status`.
+#[derive(Clone, Debug, Args)]
+pub struct StatusArgs {
+    pub name: ServiceName,
+    /// Draw the traffic split until the rollout ends
+    #[arg(long)]
+    pub watch: bool,
 }
 
 #[derive(Clone, Debug, Args)]
@@ -53,7 +74,12 @@ pub struct UndoArgs {
 /// No such service or revision, or as `deploy`.
 pub async fn rollout(session: &Session, verb: RolloutVerb) -> Result<Exit, Failure> {
     match verb {
+        RolloutVerb::Status(args) if args.watch => watch(session, &args.name).await,
         RolloutVerb::Status(args) => status(session, &args.name).await,
+        RolloutVerb::Pause(args) => change(session, &args.name, "pause").await,
+        RolloutVerb::Resume(args) => change(session, &args.name, "resume").await,
+        RolloutVerb::Promote(args) => change(session, &args.name, "promote").await,
+        RolloutVerb::Abort(args) => change(session, &args.name, "abort").await,
         RolloutVerb::History(args) => history(session, &args.name).await,
         RolloutVerb::Undo(args) => undo(session, args).await,
     }
@@ -67,6 +93,90 @@ async fn status(session: &Session, name: &ServiceName) -> Result<Exit, Failure> 
         Format::Table | Format::Wide => session.print(&summary(&view))?,
     }
     Ok(Exit::Done)
+}
+
+/// Asks something of the rollout that is under way.
+async fn change(session: &Session, name: &ServiceName, verb: &str) -> Result<Exit, Failure> {
+    let client = session.client().await?;
+    let path = service::path(name, &format!("rollout/{verb}"));
+    let view: RolloutView = client.json(Method::POST, &path, Some(&json!({}))).await?;
+    match session.format {
+        Format::Json | Format::JsonLines => session.json(&view)?,
+        Format::Name => session.print(&format!("{}\n", view.service))?,
+        Format::Table | Format::Wide => session.print(&format!("{}\n", draw::line(&view)))?,
+    }
+    session.next(&match verb {
+        "pause" => format!("narae rollout resume {name}"),
+        "abort" => format!("narae rollout history {name}"),
+        _ => format!("narae rollout status {name} --watch"),
+    });
+    Ok(Exit::Done)
+}
+
+/// Between two looks of `--watch`.
+const LOOK: Duration = Duration::from_millis(250);
+
+/// Draws the split until the rollout ends: in place on a terminal, else one line (or JSON object) for each change.
+async fn watch(session: &Session, name: &ServiceName) -> Result<Exit, Failure> {
+    let client = session.client().await?;
+    let path = service::path(name, "rollout");
+    let json = session.format.is_json();
+    let in_place = !json && std::io::IsTerminal::is_terminal(&std::io::stdout());
+    let (mut course, mut last, mut drawn) = (draw::Course::default(), None::<RolloutView>, 0);
+    loop {
+        let view: RolloutView = client.get(&path).await?;
+        course.see(&view);
+        if in_place {
+            let lines = draw::frame(&view, &course);
+            if drawn > 0 {
+                session.raw(format!("\x1b[{drawn}A\x1b[J").as_bytes())?;
+            }
+            drawn = lines.len();
+            session.print(&format!("{}\n", lines.join("\n")))?;
+        } else if !last.as_ref().is_some_and(|last| draw::same(last, &view)) {
+            if json {
+                session.json_line(&view)?;
+            } else {
+                session.print(&format!("{}\n", draw::line(&view)))?;
+            }
+        }
+        match view.state.as_str() {
+            "running" => {}
+            "refused" => {
+                return Ok(if view.from.is_some() {
+                    Exit::RolledBack
+                } else {
+                    Exit::Failed
+                });
+            }
+            _ => return Ok(Exit::Done),
+        }
+        last = Some(view);
+        tokio::select! {
+            () = tokio::time::sleep(LOOK) => {}
+            _ = tokio::signal::ctrl_c() => return Ok(Exit::Interrupted),
+        }
+    }
+}
+
+/// Waits until all requests go to this revision again: it served all the while.
+async fn swung_back(
+    client: &Client,
+    answer: &DeployAnswer,
+    limit: Duration,
+    progress: &mut Progress,
+) -> Result<(), Failure> {
+    let path = format!("/v1/services/{}/rollout", answer.service);
+    let again = format!("narae rollout status {}", answer.service);
+    let look = async |_: &mut Progress| {
+        let view: RolloutView = client.get(&path).await?;
+        let all = view
+            .split
+            .iter()
+            .all(|s| s.revision == answer.revision || s.percent == 0.0);
+        Ok((all && !view.split.is_empty()).then_some(()))
+    };
+    follow::until(limit, &again, look, progress).await
 }
 
 /// The change of revision, with what the planner says.
@@ -83,6 +193,9 @@ pub fn summary(view: &RolloutView) -> String {
             format!("{} new, {} old, of {}", view.new_serving, view.old_serving, view.wanted).into(),
         ),
     ];
+    if view.steps > 0 && view.state == "running" {
+        top.push(("split", draw::line(view).into()));
+    }
     if let Some(reason) = &view.reason {
         top.push(("reason", reason.clone().into()));
     }
@@ -149,7 +262,13 @@ pub async fn undo(session: &Session, args: UndoArgs) -> Result<Exit, Failure> {
         .json(Method::POST, &path, Some(&json!({ "to": args.to })))
         .await?;
     let mut ended = "is being rolled out";
-    if !args.no_wait {
+    let warm = answer.previous.is_some_and(|from| from > answer.revision);
+    if warm {
+        if !args.no_wait {
+            swung_back(&client, &answer, args.timeout, &mut Progress::of(session)).await?;
+        }
+        ended = "serves all requests again";
+    } else if !args.no_wait {
         wait_for(session, &client, &answer, args.timeout).await?;
         ended = "is healthy";
     }
@@ -184,6 +303,7 @@ mod tests {
             old_serving: 3,
             new_serving: 0,
             wanted: 3,
+            ..RolloutView::default()
         }
     }
 
@@ -196,6 +316,7 @@ mod tests {
             stable: true,
             wanted: true,
             cause: "deploy".into(),
+            accepted_by: None,
             reason: None,
             created_at: "2026-11-24T04:50:00.000Z".into(),
         };

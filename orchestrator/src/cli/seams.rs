@@ -6,7 +6,10 @@ use narae_runtime::Artifact;
 use super::report::Report;
 use crate::config::{self, Problem, Severity};
 pub use crate::config::{Change, diff, explain};
-use crate::model::{ServiceName, ServiceSpec};
+use crate::model::service::World;
+use crate::model::views::CapabilityView;
+use crate::model::{ServiceName, ServiceSpec, Timestamp};
+use crate::plan::capabilities::Capabilities;
 
 /// A service file that may be deployed.
 #[derive(Clone, Debug)]
@@ -32,6 +35,26 @@ fn reports(problems: &[Problem]) -> Vec<Report> {
 /// Every mistake.
 pub fn check_service(text: &str, file: &str) -> Result<Checked, Vec<Report>> {
     let checked = config::service(text, file).map_err(|p| reports(&p))?;
+    let now = Timestamp(super::session::now().as_millisecond());
+    let mut warnings = checked.warnings;
+    warnings.extend(config::schedule::past(
+        &checked.spec,
+        Some(&config::Source::new(file, text)),
+        now,
+    ));
+    Ok(Checked {
+        spec: checked.spec,
+        warnings: reports(&warnings),
+    })
+}
+
+/// Checks a service file again, knowing whether its module is a command.
+///
+/// # Errors
+/// Every mistake.
+pub fn check_service_of(text: &str, file: &str, command: bool) -> Result<Checked, Vec<Report>> {
+    let world = if command { World::Command } else { World::Http };
+    let checked = config::service_of(text, file, Some(world)).map_err(|p| reports(&p))?;
     Ok(Checked {
         spec: checked.spec,
         warnings: reports(&checked.warnings),
@@ -102,6 +125,31 @@ pub fn inspect(bytes: &bytes::Bytes, shown: &str, file: Option<(&str, &str)>) ->
         let source = file.map(|(name, text)| config::Source::new(name, text));
         report(&config::artifact(&error, shown, source.as_ref()))
     })
+}
+
+/// Whether this narae has the interface for a module of this kind, as `module inspect` names kinds.
+pub fn is_offered(kind: &str, import: &str) -> bool {
+    use narae_runtime::Kind::{Command02, Command03, CommandCore, Http02, Http03};
+    let kind = [Http02, Http03, Command02, Command03, CommandCore]
+        .into_iter()
+        .find(|k| crate::api::kind_name(*k) == kind);
+    let Some(kind) = kind else { return true };
+    let artifact = Artifact {
+        digest: narae_runtime::Digest::of(&[]),
+        kind,
+        imports: vec![import.to_owned()],
+        exports: Vec::new(),
+        bytes: bytes::Bytes::new(),
+    };
+    // Names outside of `wasi:` have no host behind them; those of a core module are its adapter's business.
+    kind == CommandCore || (import.starts_with("wasi:") && narae_runtime::wasm::missing_imports(&artifact).is_empty())
+}
+
+/// What a file with its module's imports wants beyond another.
+pub fn capabilities(old: (&ServiceSpec, &[String]), new: (&ServiceSpec, &[String])) -> Vec<CapabilityView> {
+    let of = |(spec, imports): (&ServiceSpec, &[String])| Capabilities::of(spec, imports.iter().map(String::as_str));
+    let changes = crate::plan::capabilities::diff(&[&of(old)], &of(new));
+    changes.iter().map(crate::api::capabilities::view).collect()
 }
 
 /// Line and column of a top-level key's value in a service file.

@@ -9,6 +9,7 @@ use super::client::Client;
 use super::codes;
 use super::deploy::SpecText;
 use super::exit::Exit;
+use super::jobs;
 use super::observe;
 use super::report::Failure;
 use super::session::{Format, Session, now};
@@ -193,7 +194,7 @@ fn list_table(items: &[ServiceView], wide: bool, at: jiff::Timestamp) -> String 
             s.revision.to_string().into(),
             replicas(s).into(),
             state(&s.state),
-            or_dash(Some(s.routes.join(","))),
+            or_dash(Some(routes(s, at))),
             or_dash((!idle).then(|| short(s.requests_per_second))),
             or_dash(s.p99_ms.map(latency)),
             or_dash((!idle).then(|| size(s.memory_bytes))),
@@ -214,6 +215,16 @@ fn list_table(items: &[ServiceView], wide: bool, at: jiff::Timestamp) -> String 
         row
     });
     render(&headings, rows.collect())
+}
+
+/// Its routes; of one without replicas, when that changes.
+fn routes(s: &ServiceView, at: jiff::Timestamp) -> String {
+    match &s.next_schedule {
+        Some(next) if s.state == "scheduled" => {
+            format!("next {}", super::schedule::short(&next.at, &next.timezone, at))
+        }
+        _ => s.routes.join(","),
+    }
 }
 
 /// `4/4 (+2)`: serving of wanted, and those beyond.
@@ -242,7 +253,7 @@ pub async fn status(session: &Session, args: StatusArgs) -> Result<Exit, Failure
 }
 
 fn verdict(service: &ServiceView) -> Exit {
-    if service.state == "healthy" {
+    if service.state == "healthy" || jobs::is_well(&service.state) {
         Exit::Done
     } else {
         Exit::NotHealthy
@@ -261,16 +272,19 @@ fn status_text(status: &ServiceStatus, wide: bool, at: jiff::Timestamp) -> Strin
     };
     top.push(("revision", stable.into()));
     top.push(("replicas", replicas(s).into()));
-    top.push(("routes", or_dash(Some(s.routes.join(", ")))));
-    let p50 = s.p50_ms.map_or_else(|| "-".into(), latency);
-    let p99 = s.p99_ms.map_or_else(|| "-".into(), latency);
-    let traffic = format!(
-        "{}/s, p50 {p50}, p99 {p99}, {} in flight, {} queued",
-        short(s.requests_per_second),
-        s.in_flight,
-        s.queued
-    );
-    top.push(("traffic", traffic.into()));
+    if let Some(next) = &s.next_schedule {
+        let local = super::schedule::local(&next.at, &next.timezone);
+        top.push(("next", format!("{} at {local}", next.schedule).into()));
+    }
+    if let Some(autoscale) = &s.autoscale {
+        top.push((
+            "autoscale",
+            format!("{}; {}", autoscale.summary, autoscale.cause).into(),
+        ));
+    }
+    if !is_job(status) {
+        traffic(s, &mut top);
+    }
     top.push(("memory", size(s.memory_bytes).into()));
     top.push((
         "age",
@@ -289,6 +303,10 @@ fn status_text(status: &ServiceStatus, wide: bool, at: jiff::Timestamp) -> Strin
         out.push('\n');
         out.push_str(&replica_table(&status.replicas, wide));
     }
+    if !status.runs.is_empty() {
+        out.push('\n');
+        out.push_str(&jobs::tables(&status.runs, at));
+    }
     if !status.events.is_empty() {
         out.push_str("\nlast events\n");
         out.extend(
@@ -306,6 +324,25 @@ fn status_text(status: &ServiceStatus, wide: bool, at: jiff::Timestamp) -> Strin
         );
     }
     out
+}
+
+/// Routes and rates, of what answers requests.
+fn traffic(s: &ServiceView, top: &mut Vec<(&str, Text)>) {
+    top.push(("routes", or_dash(Some(s.routes.join(", ")))));
+    let p50 = s.p50_ms.map_or_else(|| "-".into(), latency);
+    let p99 = s.p99_ms.map_or_else(|| "-".into(), latency);
+    let traffic = format!(
+        "{}/s, p50 {p50}, p99 {p99}, {} in flight, {} queued",
+        short(s.requests_per_second),
+        s.in_flight,
+        s.queued
+    );
+    top.push(("traffic", traffic.into()));
+}
+
+/// It has runs, or a state that only a command has.
+fn is_job(status: &ServiceStatus) -> bool {
+    !status.runs.is_empty() || jobs::is_well(&status.service.state)
 }
 
 /// Ten, as systemctl does.
@@ -334,7 +371,7 @@ fn replica_table(replicas: &[ReplicaView], wide: bool) -> String {
         let mut row: Vec<Text> = vec![
             r.id.clone().into(),
             r.revision.to_string().into(),
-            state(&r.phase),
+            state(if r.ejected { "ejected" } else { &r.phase }),
             age(Duration::from_millis(r.since_ms)).into(),
             r.in_flight.to_string().into(),
             r.calls.to_string().into(),
@@ -449,6 +486,8 @@ pub mod tests {
             created_at: "2026-11-22T01:00:00.000Z".into(),
             changed_at: "2026-11-24T04:50:00.000Z".into(),
             labels: [("team".to_owned(), "shop".to_owned())].into(),
+            next_schedule: None,
+            autoscale: None,
         }
     }
 
@@ -492,6 +531,7 @@ pub mod tests {
                 reason: Some("r3 is in crash-loop".into()),
                 ..sample("hello", "degraded")
             },
+            runs: vec![],
             replicas: vec![ReplicaView {
                 id: "r3".into(),
                 revision: 7,
@@ -504,6 +544,7 @@ pub mod tests {
                 cpu_ms: 840,
                 memory_bytes: 2_097_152,
                 idle_instances: 4,
+                ejected: false,
                 reason: Some("start trapped: unreachable".into()),
             }],
             rollout: Some(RolloutView {
@@ -517,6 +558,7 @@ pub mod tests {
                 old_serving: 0,
                 new_serving: 3,
                 wanted: 3,
+                ..RolloutView::default()
             }),
             events: vec![EventView {
                 seq: 4,
@@ -637,6 +679,7 @@ pub mod tests {
             stable: true,
             wanted: true,
             cause: "deploy".into(),
+            accepted_by: None,
             reason: None,
             created_at: "2026-11-24T04:50:00.000Z".into(),
         };

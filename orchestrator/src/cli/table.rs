@@ -34,8 +34,8 @@ impl<T: Into<String>> From<T> for Text {
 /// The word of a state, in its colour.
 pub fn state(word: &str) -> Text {
     let tone = match word {
-        "healthy" | "serving" | "done" | "proved" => Tone::Good,
-        "crash-loop" | "failed" | "refused" | "dead" => Tone::Bad,
+        "healthy" | "serving" | "done" | "proved" | "succeeded" => Tone::Good,
+        "crash-loop" | "failed" | "timed-out" | "missed" | "interrupted" | "refused" | "dead" => Tone::Bad,
         "starting" | "started" | "idle" | "rolling" | "running" | "degraded" | "draining" | "stopping" | "deleting"
         | "pending" => Tone::Warn,
         _ => Tone::Plain,

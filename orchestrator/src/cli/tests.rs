@@ -265,13 +265,24 @@ async fn prune_deletes_what_no_file_describes_and_only_with_yes() {
                 json!({ "schema": 1, "items": [service("healthy", 1, 1), old] }),
             )
             .on("DELETE /v1/services/old", 202, json!({}))
+            .on("GET /v1/services/old/status", 200, status(old.clone(), &[]))
+            .on("GET /v1/services/old/status", 404, problem("E0500"))
     };
     let daemon = base();
     assert_eq!(exit(&daemon, dir.path(), "deploy DIR --prune").await, 2);
-    assert_eq!(daemon.count("DELETE"), 0);
+    assert_eq!(
+        (daemon.count("DELETE"), daemon.count(PUT)),
+        (0, 0),
+        "asked before anything is changed"
+    );
     let daemon = base();
     assert_eq!(exit(&daemon, dir.path(), "deploy DIR --prune -y").await, 0);
-    assert_eq!(daemon.asked().last().unwrap(), "DELETE /v1/services/old");
+    assert_eq!(daemon.count("DELETE /v1/services/old"), 1);
+    assert_eq!(
+        daemon.asked().last().unwrap(),
+        "GET /v1/services/old/status",
+        "and seen to go"
+    );
     assert_eq!(exit(&base(), dir.path(), "deploy DIR/hello.toml --prune -y").await, 2);
 }
 
@@ -293,12 +304,12 @@ async fn diff_ends_10_only_when_asked_to() {
     let revisions = json!({ "schema": 1, "items": [{ "revision": 1, "digest": digest, "kind": "http02",
         "state": "proved", "stable": true, "wanted": true, "cause": "deploy", "reason": null,
         "created_at": "2026-11-24T04:50:00.000Z" }] });
+    let modules = json!({ "schema": 1, "items": [] });
     let with = |toml: &str| {
-        Daemon::default().on("GET /v1/services/hello/spec", 200, spec(toml)).on(
-            "GET /v1/services/hello/revisions",
-            200,
-            revisions.clone(),
-        )
+        Daemon::default()
+            .on("GET /v1/services/hello/spec", 200, spec(toml))
+            .on("GET /v1/services/hello/revisions", 200, revisions.clone())
+            .on("GET /v1/modules", 200, modules.clone())
     };
     let other = same.replace("[\"/\"]", "[\"/x\"]");
     assert_eq!(
@@ -361,8 +372,6 @@ async fn delete_asks_first_and_waits_until_the_name_is_unknown() {
         .on(STATUS, 200, status(service("healthy", 1, 1), &[]))
         .on(STATUS, 404, problem("E0500"))
         .on("DELETE /v1/services/hello", 202, json!({}));
-    assert_eq!(exit(&daemon, dir.path(), "delete hello -y --grace 5s").await, 1);
-    assert_eq!(daemon.count("DELETE"), 0, "refused by name, not ignored");
     assert_eq!(exit(&daemon, dir.path(), "delete hello -y").await, 0);
     assert_eq!(daemon.count("DELETE /v1/services/hello"), 1);
     assert_eq!(exit(&Daemon::default(), dir.path(), "delete hello -y").await, 4);
@@ -373,10 +382,22 @@ async fn an_undo_is_followed_as_a_deploy_is() {
     let dir = files();
     let undo = "POST /v1/services/hello/undo";
     let daemon = Daemon::default()
-        .on(undo, 200, deployed(1, Some(2)))
+        .on(undo, 200, deployed(3, Some(2)))
         .on(ROLLOUT, 200, rollout(Some(1), 2, "done"))
-        .on(ROLLOUT, 200, rollout(Some(2), 1, "done"));
+        .on(ROLLOUT, 200, rollout(Some(2), 3, "done"));
     assert_eq!(exit(&daemon, dir.path(), "rollback hello --to 1").await, 0);
+    // The stable one, while another was on trial: over when all requests go there.
+    let split = |old: f64| json!([{ "revision": 1, "percent": old, "serving": 1 }, { "revision": 2, "percent": 100.0 - old, "serving": 1 }]);
+    let seen = |old: f64| {
+        let mut view = json!(rollout(Some(1), 2, "refused"));
+        view["split"] = split(old);
+        view
+    };
+    let daemon = Daemon::default()
+        .on(undo, 200, deployed(1, Some(2)))
+        .on(ROLLOUT, 200, seen(0.0))
+        .on(ROLLOUT, 200, seen(100.0));
+    assert_eq!(exit(&daemon, dir.path(), "rollout undo hello").await, 0);
     let daemon = Daemon::default().on(undo, 404, problem("E0501"));
     assert_eq!(exit(&daemon, dir.path(), "rollout undo hello --to 9").await, 4);
 }
@@ -387,4 +408,54 @@ async fn a_call_that_reached_no_replica_is_a_failure_of_the_daemon() {
     assert_eq!(exit(&Daemon::default(), dir.path(), "call hello /x").await, 4);
     let daemon = Daemon::default().on("GET /v1/services/hello/call/x", 503, problem("E0502"));
     assert_eq!(exit(&daemon, dir.path(), "call hello /x").await, 1);
+}
+
+#[tokio::test]
+async fn a_revision_that_wants_more_ends_12_and_a_directory_changes_nothing() {
+    let dir = files();
+    let wants = json!({ "schema": 1, "errors": [{ "code": "E0183", "message": "`hello` wants more than revision 1: secret db",
+        "file": "hello.toml", "line": null, "column": null, "help": null, "rendered": "error: wants more" }] });
+    let daemon =
+        Daemon::default()
+            .on(&format!("HEAD {}", module()), 200, json!({}))
+            .on("PUT /v1/services/hello", 409, wants);
+    assert_eq!(exit(&daemon, dir.path(), "deploy DIR/hello.toml").await, 12);
+    assert_eq!(exit(&daemon, dir.path(), "deploy DIR/hello.toml --dry-run").await, 12);
+}
+
+#[tokio::test]
+async fn a_secrets_value_is_no_argument_and_nothing_is_sent() {
+    let dir = files();
+    let daemon = Daemon::default();
+    for line in [
+        "secret set db hunter2",
+        "secret set db --from-file DIR/hello.toml hunter2",
+    ] {
+        let failure = narae(&daemon, dir.path(), line).await.unwrap_err();
+        assert_eq!(failure.exit, Exit::Usage);
+        assert!(!format!("{failure:?}").contains("hunter2"), "{failure:?}");
+    }
+    assert_eq!(
+        exit(&daemon, dir.path(), "secret set Not_A_Name --from-file DIR/hello.toml").await,
+        2
+    );
+    assert_eq!(
+        exit(&daemon, dir.path(), "secret set db --from-file DIR/nothing").await,
+        1
+    );
+    assert_eq!(daemon.asked(), [""; 0]);
+}
+
+#[tokio::test]
+async fn a_secret_that_is_used_or_not_there_is_not_deleted() {
+    let dir = files();
+    let refused = |code: &str| {
+        json!({ "schema": 1, "errors": [{ "code": code, "message": "no", "file": null,
+        "line": null, "column": null, "help": null, "rendered": "error: no" }] })
+    };
+    let daemon = Daemon::default().on("DELETE /v1/secrets/db", 409, refused("E0184"));
+    assert_eq!(exit(&daemon, dir.path(), "secret delete db -y").await, 1);
+    let daemon = Daemon::default().on("DELETE /v1/secrets/db", 404, refused("E0182"));
+    assert_eq!(exit(&daemon, dir.path(), "secret delete db -y").await, 4);
+    assert_eq!(exit(&daemon, dir.path(), "secret delete db").await, 2, "nobody to ask");
 }

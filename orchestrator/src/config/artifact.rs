@@ -68,6 +68,16 @@ pub fn digest_mismatch(wanted: &Digest, found: &Digest, source: Option<&Source>)
     at_key(problem, "digest", source)
 }
 
+/// What to do about imports that nobody offers.
+pub fn not_offered_help(missing: &[String]) -> &'static str {
+    if missing.iter().any(|name| name.starts_with("wasi:blobstore/")) {
+        // The container resource moved between its interfaces, and error types changed, with the version left at 0.2.0-draft.
+        return "wasi:blobstore is a draft of several forms under one version, so that no host can tell which one is meant; \
+                keep files in a [[volume]] (wasi:filesystem) or values in a [[keyvalue]] store";
+    }
+    "`narae module inspect` lists what a module imports"
+}
+
 fn at_key(problem: Problem, key: &str, source: Option<&Source>) -> Problem {
     match source {
         Some(source) => problem.at(source, place_of(source, &[key])),
@@ -127,6 +137,13 @@ mod tests {
             assert!(!problem.render(false).contains('\u{1b}'));
             assert_eq!(artifact(&error, "a.wasm", None).position(), None);
         }
+    }
+
+    #[test]
+    fn a_blob_store_is_refused_with_the_reason_and_what_to_use_instead() {
+        let help = not_offered_help(&["acme:x/y@1.0.0".into(), "wasi:blobstore/container@0.2.0-draft".into()]);
+        assert!(help.contains("draft") && help.contains("[[volume]]"), "{help}");
+        assert!(!not_offered_help(&["acme:x/y@1.0.0".into()]).contains("blobstore"));
     }
 
     #[test]

@@ -203,6 +203,24 @@ pub static VARIABLE: Check = Check {
     },
 };
 
+pub static SECRET_NAME: Check = Check {
+    expected: "the name of a secret",
+    example: "\"orders-db-password\"",
+    list_example: "[]",
+    pattern: Some("^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"),
+    run: |text| {
+        // The text is not shown in the help: it may be a secret that was written here by mistake.
+        text.parse::<ServiceName>().map(|n| n.to_string()).map_err(|_| {
+            wrong(
+                Code::BadSecretName,
+                "is not a secret's name",
+                "not a name",
+                "write the name, never the value: 1 to 63 of a-z, 0-9 and `-`; `narae secret set NAME` keeps the value",
+            )
+        })
+    },
+};
+
 pub static STORE_NAME: Check = Check {
     expected: "a store name",
     example: "\"default\"",
@@ -241,6 +259,79 @@ pub static NODE_NAME: Check = Check {
             ));
         }
         Ok(lower)
+    },
+};
+
+/// A method of HTTP, in capitals as the RFC has them.
+pub static METHOD: Check = Check {
+    expected: "a method of HTTP",
+    example: "\"GET\"",
+    list_example: "[\"GET\", \"POST\"]",
+    pattern: Some("^[A-Z]{1,32}$"),
+    run: |text| {
+        if (1..=32).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_uppercase()) {
+            return Ok(text.to_owned());
+        }
+        Err(wrong(
+            Code::BadText,
+            "is no method of HTTP",
+            "not a method",
+            "write it in capitals: \"GET\"",
+        ))
+    },
+};
+
+/// The name of a header that a client may send and a route may ask for, kept in lower case.
+pub static FIELD_NAME: Check = Check {
+    expected: "the name of a header",
+    example: "\"x-beta\"",
+    list_example: "[]",
+    pattern: Some("^[A-Za-z0-9!#$%&'*+.^_`|~-]{1,128}$"),
+    run: |text| {
+        let token = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'*+.^_`|~-".contains(&b);
+        if !(1..=128).contains(&text.len()) || !text.bytes().all(token) {
+            let help = "letters, digits and hyphens: \"x-beta\"";
+            return Err(wrong(Code::BadText, "is no name of a header", "not a name", help));
+        }
+        let name = text.to_ascii_lowercase();
+        let framing = [
+            "host",
+            "connection",
+            "transfer-encoding",
+            "content-length",
+            "te",
+            "upgrade",
+            "keep-alive",
+        ];
+        if framing.contains(&name.as_str()) {
+            let help = "use `host` of the route, or a header that carries meaning for the service";
+            return Err(wrong(
+                Code::BadText,
+                "belongs to the connection",
+                "not a header of a request",
+                help,
+            ));
+        }
+        Ok(name)
+    },
+};
+
+/// The value of a header, compared as it is.
+pub static FIELD_VALUE: Check = Check {
+    expected: "the value of a header",
+    example: "\"1\"",
+    list_example: "[]",
+    pattern: Some("^[ -~]{0,1024}$"),
+    run: |text| {
+        if text.len() <= 1024 && text.bytes().all(|b| (b' '..=b'~').contains(&b)) && text.trim() == text {
+            return Ok(text.to_owned());
+        }
+        Err(wrong(
+            Code::BadText,
+            "is no value of a header",
+            "not printable ASCII, or with spaces around it",
+            "at most 1,024 printable characters",
+        ))
     },
 };
 

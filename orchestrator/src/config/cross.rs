@@ -8,7 +8,7 @@ use super::diagnostic::{Problem, Source};
 use super::places::{Places, Step};
 use super::service::show_route;
 use super::units::show_size;
-use crate::model::service::Route;
+use crate::model::service::{HostPattern, Route};
 use crate::model::{ServiceName, ServiceSpec};
 
 /// Findings about `new` among `others` (an entry with its own name is what it replaces and is not looked at). `budget_bytes`: of all
@@ -35,14 +35,17 @@ pub fn cross_at(
         _ => problem,
     };
     let mut out = Vec::new();
-    let mut taken: BTreeMap<&Route, &ServiceName> = BTreeMap::new();
+    let mut taken: BTreeMap<(&HostPattern, &str), Vec<(&Route, &ServiceName)>> = BTreeMap::new();
     for (name, spec) in &others {
-        taken.extend(spec.routes.iter().map(|route| (route, *name)));
+        for route in &spec.routes {
+            taken.entry((&route.host, &route.path)).or_default().push((route, name));
+        }
     }
-    let conflicts = new
-        .routes
-        .iter()
-        .filter_map(|route| taken.get(route).map(|name| (route, name)));
+    let conflicts = new.routes.iter().filter_map(|route| {
+        let alike = taken.get(&(&route.host, route.path.as_str()))?;
+        let (_, name) = alike.iter().find(|(other, _)| other.clashes(route))?;
+        Some((route, *name))
+    });
     for (route, name) in conflicts.take(MAX_FINDINGS) {
         out.push(at(
             Problem::new(
@@ -76,6 +79,19 @@ pub fn cross_at(
             &[Step::Key("depends_on"), Step::Item(dependency.as_str())],
         ));
     }
+    for callee in new.outbound.services.iter().take(MAX_FINDINGS) {
+        let known = callee == new.name.as_str() || others.keys().any(|name| name.as_str() == callee);
+        if !known {
+            out.push(at(
+                unknown_callee(callee, &others),
+                &[
+                    Step::Key("outbound"),
+                    Step::Key("allow"),
+                    Step::Item(&format!("service:{callee}")),
+                ],
+            ));
+        }
+    }
     if let Some(cycle) = cycle(new, &others) {
         let first = cycle.get(1).map_or("", |n| n.as_str()).to_owned();
         let names: Vec<&str> = cycle.iter().map(|n| n.as_str()).collect();
@@ -90,6 +106,19 @@ pub fn cross_at(
         ));
     }
     out
+}
+
+fn unknown_callee(callee: &str, others: &BTreeMap<&ServiceName, &ServiceSpec>) -> Problem {
+    let near = super::outside::nearest(callee, others.keys().map(|n| n.as_str()));
+    Problem::warning(
+        Code::UnknownCallee,
+        format!("`service:{callee}` in outbound.allow is no service of this node"),
+    )
+    .label("not deployed")
+    .help(near.map_or_else(
+        || format!("deploy it too; until then http://{callee}.internal is refused"),
+        |near| format!("did you mean `service:{near}`?"),
+    ))
 }
 
 /// One instance beyond the budget can never run; all warm ones beyond it will be refused under load.
@@ -112,13 +141,31 @@ fn memory(new: &ServiceSpec, budget_bytes: u64) -> Option<Problem> {
             .help("lower `limits.memory`, or raise `engine.memory_budget` of the node"),
         );
     }
-    let all = u128::from(one) * u128::from(new.replicas.get());
+    // Of a command, attempts at once; of others replicas, the most that load may ask for.
+    let count = match &new.job {
+        Some(job) => job.parallelism.min(job.completions),
+        None => new.autoscale.as_ref().map_or(new.replicas.get(), |a| a.max),
+    };
+    let all = u128::from(one) * u128::from(count);
+    if new.is_job() {
+        return (all > u128::from(budget_bytes)).then(|| {
+            Problem::warning(
+                Code::OverBudget,
+                format!(
+                    "{count} attempts of {} may need more than the {} all guests of this node have",
+                    show_size(one),
+                    show_size(budget_bytes)
+                ),
+            )
+            .label("attempts beyond the budget fail")
+            .help("lower `limits.memory` or `job.parallelism`, or raise `engine.memory_budget` of the node")
+        });
+    }
     (all > u128::from(budget_bytes)).then(|| {
         Problem::warning(
             Code::OverBudget,
             format!(
-                "{} replicas of {} may need more than the {} all guests of this node have",
-                new.replicas.get(),
+                "{count} replicas of {} may need more than the {} all guests of this node have",
                 show_size(one),
                 show_size(budget_bytes)
             ),

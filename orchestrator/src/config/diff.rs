@@ -88,7 +88,8 @@ mod tests {
                 "replicas: 1 -> 3",
                 "env.A: \"1\" -> \"2\"",
                 "env.C: (not set) -> \"3\"",
-                "route: [{ path = \"/\", tls = \"off\" }] -> [{ path = \"/v1\", tls = \"off\" }]",
+                "route: [{ path = \"/\", strip = false, tls = \"off\", https_redirect = false }] -> \
+                 [{ path = \"/v1\", strip = false, tls = \"off\", https_redirect = false }]",
                 "env.B: \"2\" -> (not set)",
             ]
         );

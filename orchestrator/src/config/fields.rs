@@ -47,6 +47,8 @@ pub struct Fields {
     pub entries: BTreeMap<&'static str, Field>,
     /// The header, or the whole inline table.
     pub span: Range<usize>,
+    /// Keys that are written with a value that was refused: told already.
+    pub refused: Vec<&'static str>,
 }
 
 impl Fields {
@@ -56,6 +58,11 @@ impl Fields {
 
     pub fn given(&self, key: &str) -> bool {
         self.entries.get(key).is_some_and(|f| f.given)
+    }
+
+    /// Written in the file, with a good value or a bad one.
+    pub fn written(&self, key: &str) -> bool {
+        self.given(key) || self.refused.contains(&key)
     }
 
     /// Place of a value, else of the table.
@@ -155,6 +162,7 @@ impl Fields {
         static NONE: Fields = Fields {
             entries: BTreeMap::new(),
             span: 0..0,
+            refused: Vec::new(),
         };
         if let Some(Value::Table(t)) = self.get(key) {
             t

@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use narae_runtime::Target;
 
-use super::checks::{Check, Wrong, later, wrong};
+use super::checks::{Check, Wrong, wrong};
 use super::codes::Code;
 use crate::model::service::HostPattern;
 
@@ -178,42 +178,23 @@ fn path(text: &str) -> Result<String, Wrong> {
     Ok(trimmed.to_owned())
 }
 
-pub static TARGET: Check = Check {
-    expected: "an origin",
-    example: "\"https://payments.example.test\"",
-    list_example: "[\"https://payments.example.test\"]",
-    pattern: None,
-    run: |text| target(text).map(|t| show_target(&t)),
-};
-
 fn bad_target(label: &'static str, help: &'static str) -> Wrong {
     wrong(Code::BadTarget, "is not an origin", label, help)
 }
 
-/// `https://host`, `http://host:port`; `*` only as the whole first label.
+/// `https://host`, `http://host:port`, `tcp://host:port`; `*` only as the whole first label.
 pub fn target(text: &str) -> Result<Target, Wrong> {
-    if text.starts_with("tcp://") {
-        return Err(later(
-            "with tcp://",
-            "only http:// and https:// origins can be allowed for now",
-        ));
-    }
-    if text.starts_with("service:") {
-        return Err(later(
-            "with service:",
-            "only http:// and https:// origins can be allowed for now",
-        ));
-    }
     let (scheme, rest) = text
         .split_once("://")
         .ok_or_else(|| bad_target("no scheme", "write the scheme too: \"https://payments.example.test\""))?;
     let scheme = scheme.to_ascii_lowercase();
     let default_port = match scheme.as_str() {
-        "https" => 443,
-        "http" => 80,
+        "https" => Some(443),
+        "http" => Some(80),
+        "tcp" => None,
         _ => {
             return Err(bad_target(
-                "only http:// and https://",
+                "only http://, https://, tcp:// and service:",
                 "write \"https://payments.example.test\"",
             ));
         }
@@ -248,7 +229,7 @@ pub fn target(text: &str) -> Result<Target, Wrong> {
         },
     };
     let port = match port {
-        None => default_port,
+        None => default_port.ok_or_else(|| bad_target("no port", "write the port too: \"tcp://10.20.0.5:5432\""))?,
         Some(digits) if digits.bytes().all(|b| b.is_ascii_digit()) => digits
             .parse::<u16>()
             .ok()
@@ -277,13 +258,17 @@ pub fn target(text: &str) -> Result<Target, Wrong> {
 
 /// As [`target`] reads it.
 pub fn show_target(target: &Target) -> String {
-    let default_port = if target.scheme == "https" { 443 } else { 80 };
+    let default_port = match target.scheme.as_str() {
+        "https" => Some(443),
+        "http" => Some(80),
+        _ => None,
+    };
     let host = if target.host.contains(':') {
         format!("[{}]", target.host)
     } else {
         target.host.clone()
     };
-    if target.port == default_port {
+    if Some(target.port) == default_port {
         format!("{}://{host}", target.scheme)
     } else {
         format!("{}://{host}:{}", target.scheme, target.port)

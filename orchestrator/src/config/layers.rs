@@ -93,6 +93,10 @@ pub fn layers(
 
 /// Layers that are fine alone and wrong together.
 fn clash(config: &NodeConfig) -> Option<Problem> {
+    if let Some((table, key, problem)) = super::node::tls_problem(config) {
+        let message = format!("{table}.{key}: {}", problem.message);
+        return Some(Problem { message, ..problem });
+    }
     let admin = config.admin.listen.filter(|a| a.port() != 0)?;
     config.http.listen.contains(&admin).then(|| {
         Problem::new(

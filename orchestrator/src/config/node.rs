@@ -5,7 +5,7 @@ use super::diagnostic::{Problem, Severity, Source};
 use super::fields::Fields;
 use super::node_keys::{self, NODE};
 use super::read::{self, Reader};
-use crate::model::node::{AdminConfig, Allocator, EngineConfig, HttpConfig, NodeConfig};
+use crate::model::node::{AdminConfig, Allocator, EngineConfig, HttpConfig, NodeConfig, TlsConfig, TlsMode};
 
 /// A node file without mistakes.
 #[derive(Clone, Debug, PartialEq)]
@@ -22,6 +22,12 @@ pub struct CheckedNode {
 pub fn node(text: &str, file_name: &str) -> Result<CheckedNode, Vec<Problem>> {
     let (fields, mut reader) = read::read(&Source::new(file_name, text), &NODE);
     meaning(&fields, &mut reader);
+    if !reader.failed()
+        && let Some((table, key, problem)) = tls_problem(&build(&fields))
+    {
+        let span = fields.sub(table).span(key);
+        reader.push(problem.at(&reader.source.clone(), span));
+    }
     let problems = reader.finish();
     if problems.iter().any(|p| p.severity == Severity::Error) {
         return Err(problems);
@@ -36,9 +42,9 @@ pub fn node(text: &str, file_name: &str) -> Result<CheckedNode, Vec<Problem>> {
 pub(super) fn meaning(fields: &Fields, reader: &mut Reader) {
     let mut seen = std::collections::BTreeSet::new();
     let http = fields.sub("http");
-    for item in http.list("listen") {
+    for item in http.list("listen").iter().chain(http.list("tls_listen")) {
         if !seen.insert(&item.text) {
-            let problem = Problem::new(Code::DuplicateAddress, format!("`{}` is in `listen` twice", item.text))
+            let problem = Problem::new(Code::DuplicateAddress, format!("`{}` is listened on twice", item.text))
                 .label("the same address again")
                 .help("remove one of the two");
             reader.push(problem.at(&reader.source.clone(), item.span.clone()));
@@ -66,21 +72,60 @@ pub(super) fn meaning(fields: &Fields, reader: &mut Reader) {
     }
 }
 
+/// What the keys about TLS lack for each other: table and key to point at. Of all layers together: a variable may bring what a file lacks.
+pub(super) fn tls_problem(config: &NodeConfig) -> Option<(&'static str, &'static str, Problem)> {
+    let tls = &config.tls;
+    if tls.mode == TlsMode::Off && !config.http.tls_listen.is_empty() {
+        let problem = Problem::new(
+            Code::Contradiction,
+            "`tls_listen` needs certificates, and tls.mode is \"off\"",
+        )
+        .label("no certificate to show there")
+        .help("write `[tls]` with `mode = \"internal\"`, or `mode = \"file\"` with cert_file and key_file");
+        return Some(("http", "tls_listen", problem));
+    }
+    let lacks = |key: &str| {
+        Problem::new(Code::MissingKey, format!("mode \"file\" needs `{key}`"))
+            .label("which file?")
+            .help(format!("write `{key} = \"/etc/narae/…pem\"` in [tls]"))
+    };
+    match tls.mode {
+        TlsMode::File if tls.cert_file.is_none() => Some(("tls", "mode", lacks("cert_file"))),
+        TlsMode::File if tls.key_file.is_none() => Some(("tls", "mode", lacks("key_file"))),
+        _ => None,
+    }
+}
+
 /// Of fields without mistakes.
 pub(super) fn build(f: &Fields) -> NodeConfig {
     let (node, http, admin, engine) = (f.sub("node"), f.sub("http"), f.sub("admin"), f.sub("engine"));
+    let tls = f.sub("tls");
     NodeConfig {
         name: node.opt_text("name").map(str::to_owned),
         labels: node.map("labels"),
         data_dir: node.opt_text("data_dir").map(str::to_owned),
         http: HttpConfig {
             listen: http.list("listen").iter().filter_map(|i| i.text.parse().ok()).collect(),
+            tls_listen: http
+                .list("tls_listen")
+                .iter()
+                .filter_map(|i| i.text.parse().ok())
+                .collect(),
             max_connections: http.opt_count("max_connections"),
             header_timeout: http.duration("header_timeout"),
         },
         admin: AdminConfig {
             socket: admin.text("socket").to_owned(),
             listen: admin.text("listen").parse().ok(),
+        },
+        tls: TlsConfig {
+            mode: match tls.text("mode") {
+                "file" => TlsMode::File,
+                "internal" => TlsMode::Internal,
+                _ => TlsMode::Off,
+            },
+            cert_file: tls.opt_text("cert_file").map(str::to_owned),
+            key_file: tls.opt_text("key_file").map(str::to_owned),
         },
         engine: EngineConfig {
             allocator: match engine.text("allocator") {

@@ -46,7 +46,7 @@ static IDENTITY: Table = Table {
 static HTTP: Table = Table {
     keys: &[
         Key::new("listen", List(&ADDRESS), "addresses to serve HTTP on").default("[\"127.0.0.1:8080\"]"),
-        Key::later("tls_listen", "addresses for HTTPS"),
+        Key::new("tls_listen", List(&ADDRESS), "addresses to serve HTTPS on").default("[]"),
         Key::new(
             "max_connections",
             Count { min: 1, max: 1_000_000 },
@@ -92,16 +92,20 @@ static TLS: Table = Table {
         Key::new(
             "mode",
             Choice {
-                now: &["off"],
-                later: &["acme", "file", "internal"],
+                now: &["off", "file", "internal"],
+                later: &["acme"],
             },
             "where certificates come from",
         )
         .default("\"off\""),
         Key::later("email", "contact for certificates"),
         Key::later("directory", "certificate authority"),
-        Key::later("cert_file", "certificates from a file"),
-        Key::later("key_file", "keys from a file"),
+        Key::new(
+            "cert_file",
+            Text(&FILE),
+            "chain in PEM, leaf first, relative to data_dir; read again when it changes",
+        ),
+        Key::new("key_file", Text(&FILE), "its key in PEM"),
     ],
 };
 
@@ -217,6 +221,12 @@ static METRICS: Table = Table {
 /// `NARAE_HTTP_MAX_CONNECTIONS` of `http.max_connections`.
 pub fn variable(path: &str) -> String {
     format!("NARAE_{}", path.to_ascii_uppercase().replace('.', "_"))
+}
+
+/// The variables of all keys, also of those whose feature comes later.
+pub fn variables() -> impl Iterator<Item = String> {
+    let later = later().into_iter();
+    values().map(|(path, _)| path).chain(later).map(|path| variable(&path))
 }
 
 /// Keys that hold a value (not tables), with their paths.

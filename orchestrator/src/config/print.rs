@@ -2,12 +2,13 @@
 
 use toml_edit::{Array, ArrayOfTables, DocumentMut, InlineTable, Item, Table, Value};
 
-use super::hosts::{show_host, show_target};
+use super::hosts::show_host;
 use super::keys::show_milli;
+use super::network::show_allowed;
 use super::units::{show_duration, show_size};
 use crate::model::ServiceSpec;
 use crate::model::node::{Allocator, Budget, NodeConfig};
-use crate::model::service::{Amount, LogLevel, RestartPolicy, World};
+use crate::model::service::{Amount, KeyValueBackend, LogLevel, RestartPolicy, Strategy, Wanting, World};
 
 /// One key with its value.
 #[derive(Clone, Debug)]
@@ -64,7 +65,12 @@ pub fn entries(spec: &ServiceSpec) -> Vec<Entry> {
     out.push(entry("args", array(&spec.args)));
     out.push(entry("replicas", i64::from(spec.replicas.get())));
     out.push(entry("depends_on", array(spec.depends_on.iter().map(|n| n.as_str()))));
-    for (table, map) in [("labels", &spec.labels), ("env", &spec.env), ("config", &spec.config)] {
+    for (table, map) in [
+        ("labels", &spec.labels),
+        ("env", &spec.env),
+        ("config", &spec.config),
+        ("secrets", &spec.secrets),
+    ] {
         out.extend(map.iter().map(|(k, v)| Entry {
             path: vec![table.into(), k.clone()],
             value: v.as_str().into(),
@@ -80,29 +86,60 @@ pub fn entries(spec: &ServiceSpec) -> Vec<Entry> {
                 table.insert("host", host.into());
             }
             table.insert("path", route.path.as_str().into());
+            if !route.methods.is_empty() {
+                table.insert("methods", array(&route.methods));
+            }
+            for (key, map) in [("headers", &route.headers), ("query", &route.query)] {
+                if !map.is_empty() {
+                    table.insert(
+                        key,
+                        Value::InlineTable(map.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect()),
+                    );
+                }
+            }
+            table.insert("strip", route.strip.into());
             table.insert("tls", "off".into());
+            table.insert("https_redirect", route.https_redirect.into());
             table
         })),
     ));
     traffic_and_probes(spec, &mut out);
     restart_and_rollout(spec, &mut out);
+    autoscale(spec, &mut out);
     out.push(entry(
         "keyvalue",
         array(spec.keyvalue.iter().map(|store| {
             let mut table = InlineTable::new();
             table.insert("name", store.name.as_str().into());
-            table.insert("backend", "embedded".into());
+            table.insert(
+                "backend",
+                match &store.backend {
+                    KeyValueBackend::Embedded => "embedded".into(),
+                    KeyValueBackend::Redis(url) => url.as_str().into(),
+                },
+            );
+            if let Some(secret) = &store.password {
+                table.insert("password", secret.as_str().into());
+            }
             table.insert("size", show_size(store.size_bytes).into());
             table
         })),
     ));
-    out.push(entry(
-        "outbound.allow",
-        array(spec.outbound.allow.iter().map(show_target)),
-    ));
+    out.push(volumes(spec));
+    out.push(entry("outbound.allow", array(show_allowed(&spec.outbound))));
     out.push(entry("outbound.private", spec.outbound.private));
     out.push(entry("outbound.timeout", show_duration(spec.outbound.timeout)));
     out.push(entry("outbound.concurrent", i64::from(spec.outbound.concurrent)));
+    out.push(entry(
+        "outbound.credentials",
+        array(spec.outbound.credentials.iter().map(|credential| {
+            let mut table = InlineTable::new();
+            table.insert("host", credential.host.as_str().into());
+            table.insert("header", credential.header.as_str().into());
+            table.insert("secret", credential.secret.as_str().into());
+            table
+        })),
+    ));
     out.push(entry(
         "logs.level",
         match spec.logs.level {
@@ -114,7 +151,30 @@ pub fn entries(spec: &ServiceSpec) -> Vec<Entry> {
     ));
     out.push(entry("logs.rate", format!("{}/s", spec.logs.lines_per_second)));
     out.push(entry("logs.keep", show_size(spec.logs.keep_bytes)));
+    out.push(entry(
+        "schedule",
+        array(spec.schedules.iter().map(super::schedule::printed)),
+    ));
+    if let Some(job) = &spec.job {
+        out.push(entry("job.completions", i64::from(job.completions)));
+        out.push(entry("job.parallelism", i64::from(job.parallelism)));
+        out.push(entry("job.retries", i64::from(job.retries)));
+        out.push(entry("job.timeout", show_duration(job.timeout)));
+        out.retain(|entry| !super::jobs::is_for_http(&entry.key()));
+    }
     out
+}
+
+fn volumes(spec: &ServiceSpec) -> Entry {
+    let tables = spec.volumes.iter().map(|volume| {
+        let mut table = InlineTable::new();
+        table.insert("name", volume.name.as_str().into());
+        table.insert("mount", volume.mount.as_str().into());
+        table.insert("size", show_size(volume.size_bytes).into());
+        table.insert("read_only", volume.read_only.into());
+        table
+    });
+    entry("volume", array(tables))
 }
 
 fn limits(spec: &ServiceSpec, out: &mut Vec<Entry>) {
@@ -141,6 +201,7 @@ fn limits(spec: &ServiceSpec, out: &mut Vec<Entry>) {
 fn traffic_and_probes(spec: &ServiceSpec, out: &mut Vec<Entry>) {
     out.push(entry("traffic.balance", "least-request"));
     out.push(entry("traffic.drain", show_duration(spec.traffic.drain)));
+    super::rollout::print_pin(spec, &mut |path, value| out.push(entry(path, value)));
     out.push(entry(
         "traffic.retries.attempts",
         i64::from(spec.traffic.retry_attempts),
@@ -149,6 +210,8 @@ fn traffic_and_probes(spec: &ServiceSpec, out: &mut Vec<Entry>) {
         "traffic.outlier.consecutive_failures",
         i64::from(spec.traffic.consecutive_failures),
     ));
+    out.push(entry("traffic.outlier.eject", show_duration(spec.traffic.eject)));
+    out.push(entry("traffic.outlier.max_ejected", amount(spec.traffic.max_ejected)));
     let startup = &spec.startup;
     out.extend(startup.path.iter().map(|p| entry("probes.startup.path", p.as_str())));
     out.push(entry("probes.startup.interval", show_duration(startup.interval)));
@@ -159,6 +222,19 @@ fn traffic_and_probes(spec: &ServiceSpec, out: &mut Vec<Entry>) {
         out.push(entry("probes.readiness.interval", show_duration(readiness.interval)));
         out.push(entry("probes.readiness.timeout", show_duration(readiness.timeout)));
         out.push(entry("probes.readiness.failures", i64::from(readiness.failures)));
+    }
+    if let Some(liveness) = &spec.liveness {
+        out.push(entry("probes.liveness.path", liveness.path.as_str()));
+        out.push(entry("probes.liveness.interval", show_duration(liveness.interval)));
+        out.push(entry("probes.liveness.timeout", show_duration(liveness.timeout)));
+        out.push(entry("probes.liveness.failures", i64::from(liveness.failures)));
+    }
+}
+
+fn amount(a: Amount) -> Value {
+    match a {
+        Amount::Count(n) => i64::from(n).into(),
+        Amount::Percent(p) => format!("{p}%").into(),
     }
 }
 
@@ -179,22 +255,42 @@ fn restart_and_rollout(spec: &ServiceSpec, out: &mut Vec<Entry>) {
     out.push(entry("restart.give_up.restarts", i64::from(restart.give_up_restarts)));
     out.push(entry("restart.give_up.within", show_duration(restart.give_up_within)));
     let rollout = &spec.rollout;
-    let amount = |a: Amount| -> Value {
-        match a {
-            Amount::Count(n) => i64::from(n).into(),
-            Amount::Percent(p) => format!("{p}%").into(),
-        }
-    };
-    out.push(entry("rollout.strategy", "rolling"));
-    out.push(entry("rollout.max_surge", amount(rollout.max_surge)));
-    out.push(entry("rollout.max_unavailable", amount(rollout.max_unavailable)));
+    super::rollout::print(&spec.rollout, &mut |path, value| out.push(entry(path, value)));
+    if rollout.strategy != Strategy::Recreate {
+        out.push(entry("rollout.max_surge", amount(rollout.max_surge)));
+        out.push(entry("rollout.max_unavailable", amount(rollout.max_unavailable)));
+    }
     out.push(entry("rollout.min_healthy_time", show_duration(rollout.min_healthy)));
     out.push(entry(
         "rollout.progress_deadline",
         show_duration(rollout.progress_deadline),
     ));
     out.push(entry("rollout.auto_rollback", rollout.auto_rollback));
+    out.push(entry(
+        "rollout.capabilities",
+        match rollout.capabilities {
+            Wanting::Ask => "ask",
+            Wanting::Allow => "allow",
+        },
+    ));
     out.push(entry("rollout.keep_revisions", i64::from(rollout.keep_revisions)));
+}
+
+fn autoscale(spec: &ServiceSpec, out: &mut Vec<Entry>) {
+    let Some(a) = &spec.autoscale else { return };
+    out.push(entry("autoscale.min", i64::from(a.min)));
+    out.push(entry("autoscale.max", i64::from(a.max)));
+    out.push(entry("autoscale.metric", a.metric.as_str()));
+    out.push(entry("autoscale.target", amount(a.target)));
+    out.push(entry("autoscale.panic_window", show_duration(a.panic_window)));
+    out.push(entry("autoscale.up.step", amount(a.up.step)));
+    out.push(entry("autoscale.up.window", show_duration(a.up.window)));
+    out.push(entry("autoscale.down.step", amount(a.down.step)));
+    out.push(entry("autoscale.down.window", show_duration(a.down.window)));
+    // Read back it would warn where it means nothing.
+    if a.min == 0 {
+        out.push(entry("autoscale.idle", show_duration(a.idle)));
+    }
 }
 
 /// A number of thousandths, written by its digits.
@@ -217,6 +313,10 @@ pub fn node_entries(config: &NodeConfig) -> Vec<Entry> {
         "http.listen",
         array(config.http.listen.iter().map(ToString::to_string)),
     ));
+    out.push(entry(
+        "http.tls_listen",
+        array(config.http.tls_listen.iter().map(ToString::to_string)),
+    ));
     out.extend(
         config
             .http
@@ -232,7 +332,16 @@ pub fn node_entries(config: &NodeConfig) -> Vec<Entry> {
         config.admin.listen.map_or(String::new(), |a| a.to_string()),
     ));
     out.push(entry("admin.dashboard", false));
-    out.push(entry("tls.mode", "off"));
+    out.push(entry("tls.mode", config.tls.mode.as_str()));
+    let files = [
+        ("tls.cert_file", &config.tls.cert_file),
+        ("tls.key_file", &config.tls.key_file),
+    ];
+    out.extend(
+        files
+            .into_iter()
+            .filter_map(|(key, file)| Some(entry(key, file.as_deref()?))),
+    );
     let engine = &config.engine;
     out.push(entry("engine.profile", "auto"));
     out.push(entry(
@@ -266,7 +375,7 @@ pub fn node_entries(config: &NodeConfig) -> Vec<Entry> {
 /// The whole service file, every default filled in. Reads back as the same spec.
 pub fn effective(spec: &ServiceSpec) -> String {
     let mut doc = document(entries(spec));
-    if spec.limits.requests_per_instance.is_none() || spec.limits.requests_at_once.is_none() {
+    if !spec.is_job() && (spec.limits.requests_per_instance.is_none() || spec.limits.requests_at_once.is_none()) {
         let note = "# requests_per_instance, requests_at_once: 1 and 1 for wasi:http 0.2, 128 and 16 for 0.3\n";
         if let Some(mut key) = doc
             .get_mut("limits")

@@ -158,6 +158,7 @@ impl Reader {
         let mut fields = Fields {
             entries: BTreeMap::new(),
             span,
+            refused: Vec::new(),
         };
         for (name, value) in found {
             match table.get(name.get_ref()) {
@@ -186,6 +187,8 @@ impl Reader {
                                 given: true,
                             },
                         );
+                    } else {
+                        fields.refused.push(key.name);
                     }
                 }
             }

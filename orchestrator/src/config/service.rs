@@ -3,17 +3,21 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use narae_runtime::{Limits, Outbound};
+use narae_runtime::Limits;
 
+use super::autoscale;
 use super::codes::Code;
 use super::diagnostic::{Problem, Severity, Source};
 use super::fields::Fields;
-use super::hosts;
+use super::jobs;
 use super::read::{self, Reader};
+use super::rollout;
 use super::service_keys::SERVICE;
+use super::volumes;
+use super::{hosts, network};
 use crate::model::service::{
-    Amount, HostPattern, KeyValueStore, LogLevel, Logs, ReadinessProbe, Restart, RestartPolicy, Rollout, Route,
-    StartupProbe, Traffic, World,
+    Amount, HostPattern, LivenessProbe, LogLevel, Logs, ReadinessProbe, Restart, RestartPolicy, Route, StartupProbe,
+    Traffic, World,
 };
 use crate::model::{ReplicaCount, ServiceName, ServiceSpec};
 
@@ -30,13 +34,39 @@ pub struct Checked {
 /// # Errors
 /// Every mistake of the file (and its warnings), in the order of the file.
 pub fn service(text: &str, file_name: &str) -> Result<Checked, Vec<Problem>> {
+    service_of(text, file_name, None)
+}
+
+/// [`service`], for a module that is known: with world `auto` the file means what the module is.
+///
+/// # Errors
+/// As [`service`].
+pub fn service_of(text: &str, file_name: &str, module: Option<World>) -> Result<Checked, Vec<Problem>> {
     let source = Source::new(file_name, text);
     let (fields, mut reader) = read::read(&source, &SERVICE);
+    let world = match fields.text("world") {
+        "http" => World::Http,
+        "command" => World::Command,
+        _ if module == Some(World::Command) => World::Command,
+        _ => World::Auto,
+    };
     let routes = routes(&fields, &mut reader);
     dependencies(&fields, &mut reader);
     stores(&fields, &mut reader);
+    network::check(&fields, &mut reader);
+    super::secrets::mistakes(&fields, &mut reader);
+    volumes::check(&fields, &mut reader);
     contradictions(&fields, &mut reader);
-    let spec = build(&fields, routes);
+    rollout::contradictions(&fields, &mut reader);
+    autoscale::check(&fields, &mut reader);
+    let runs = if world == World::Auto {
+        module.unwrap_or(world)
+    } else {
+        world
+    };
+    jobs::contradictions(&fields, runs, &mut reader);
+    super::schedule::check(&fields, runs, &mut reader);
+    let spec = build(&fields, world, routes);
     let problems = reader.finish();
     match spec {
         Some(spec) if problems.iter().all(|p| p.severity == Severity::Warning) => Ok(Checked {
@@ -52,15 +82,10 @@ pub fn service(text: &str, file_name: &str) -> Result<Checked, Vec<Problem>> {
 }
 
 fn routes(fields: &Fields, reader: &mut Reader) -> Vec<Route> {
-    let short = fields.list("routes").iter().map(|i| {
-        (
-            Route {
-                host: HostPattern::Any,
-                path: i.text.clone(),
-            },
-            i.span.clone(),
-        )
-    });
+    let short = fields
+        .list("routes")
+        .iter()
+        .map(|i| (Route::of(HostPattern::Any, i.text.clone()), i.span.clone()));
     let long = fields.tables("route").iter().map(|t| {
         let host = t
             .opt_text("host")
@@ -68,16 +93,23 @@ fn routes(fields: &Fields, reader: &mut Reader) -> Vec<Route> {
             .unwrap_or(HostPattern::Any);
         (
             Route {
-                host,
-                path: t.text("path").to_owned(),
+                methods: t.list("methods").iter().map(|i| i.text.clone()).collect(),
+                headers: t.map("headers"),
+                query: t.map("query"),
+                strip: t.bool("strip"),
+                https_redirect: t.bool("https_redirect"),
+                ..Route::of(host, t.text("path"))
             },
             t.span("path"),
         )
     });
-    let mut seen: BTreeMap<Route, Range<usize>> = BTreeMap::new();
+    // By host and path: a file may hold thousands, few of them alike.
+    type Alike = Vec<(Route, Range<usize>)>;
+    let mut seen: BTreeMap<(HostPattern, String), Alike> = BTreeMap::new();
     let mut out = Vec::new();
     for (route, span) in short.chain(long) {
-        match seen.get(&route) {
+        let alike = seen.entry((route.host.clone(), route.path.clone())).or_default();
+        match alike.iter().find(|(r, _)| r.clashes(&route)).map(|(_, span)| span) {
             // Lines are counted from the start of the text: only for problems that are shown.
             Some(first) if !reader.full() => {
                 let source = reader.source.clone();
@@ -91,7 +123,7 @@ fn routes(fields: &Fields, reader: &mut Reader) -> Vec<Route> {
             }
             Some(_) => {}
             None => {
-                seen.insert(route.clone(), span);
+                alike.push((route.clone(), span));
                 out.push(route);
             }
         }
@@ -193,7 +225,7 @@ fn contradictions(fields: &Fields, reader: &mut Reader) {
 }
 
 /// `None` only when a problem was reported.
-fn build(f: &Fields, routes: Vec<Route>) -> Option<ServiceSpec> {
+fn build(f: &Fields, world: World, routes: Vec<Route>) -> Option<ServiceSpec> {
     let texts = |key: &str| f.list(key).iter().map(|i| i.text.clone()).collect::<Vec<_>>();
     Some(ServiceSpec {
         name: f.text("name").parse().ok()?,
@@ -203,11 +235,7 @@ fn build(f: &Fields, routes: Vec<Route>) -> Option<ServiceSpec> {
             Some(text) => Some(text.parse().ok()?),
             None => None,
         },
-        world: match f.text("world") {
-            "http" => World::Http,
-            "command" => World::Command,
-            _ => World::Auto,
-        },
+        world,
         args: texts("args"),
         replicas: ReplicaCount::new(f.count("replicas"))?,
         depends_on: f
@@ -218,6 +246,7 @@ fn build(f: &Fields, routes: Vec<Route>) -> Option<ServiceSpec> {
         labels: f.map("labels"),
         env: f.map("env"),
         config: f.map("config"),
+        secrets: f.map("secrets"),
         limits: limits(f.sub("limits")),
         routes,
         traffic: traffic(f.sub("traffic")),
@@ -226,18 +255,19 @@ fn build(f: &Fields, routes: Vec<Route>) -> Option<ServiceSpec> {
             .sub("probes")
             .given("readiness")
             .then(|| readiness(f.sub("probes").sub("readiness"))),
-        restart: restart(f.sub("restart")),
-        rollout: rollout(f.sub("rollout")),
-        keyvalue: f
-            .tables("keyvalue")
-            .iter()
-            .map(|t| KeyValueStore {
-                name: t.text("name").to_owned(),
-                size_bytes: t.bytes("size"),
-            })
-            .collect(),
-        outbound: outbound(f.sub("outbound")),
+        liveness: f
+            .sub("probes")
+            .given("liveness")
+            .then(|| liveness(f.sub("probes").sub("liveness"))),
+        restart: jobs::restart(restart(f.sub("restart")), f, world),
+        rollout: rollout::rollout(f.sub("rollout")),
+        autoscale: f.given("autoscale").then(|| autoscale::build(f.sub("autoscale"))),
+        keyvalue: f.tables("keyvalue").iter().map(network::store).collect(),
+        volumes: volumes::build(f),
+        outbound: network::outbound(f.sub("outbound")),
         logs: logs(f.sub("logs")),
+        schedules: super::schedule::schedules(f)?,
+        job: (world == World::Command).then(|| jobs::job(f.sub("job"))),
     })
 }
 
@@ -261,7 +291,10 @@ fn traffic(f: &Fields) -> Traffic {
     Traffic {
         retry_attempts: f.sub("retries").count("attempts"),
         consecutive_failures: f.sub("outlier").count("consecutive_failures"),
+        eject: f.sub("outlier").duration("eject"),
+        max_ejected: f.sub("outlier").amount("max_ejected"),
         drain: f.duration("drain"),
+        pin: rollout::pin(f),
     }
 }
 
@@ -283,6 +316,15 @@ fn readiness(f: &Fields) -> ReadinessProbe {
     }
 }
 
+fn liveness(f: &Fields) -> LivenessProbe {
+    LivenessProbe {
+        path: f.text("path").to_owned(),
+        interval: f.duration("interval"),
+        timeout: f.duration("timeout"),
+        failures: f.count("failures"),
+    }
+}
+
 fn restart(f: &Fields) -> Restart {
     let (backoff, give_up) = (f.sub("backoff"), f.sub("give_up"));
     Restart {
@@ -297,30 +339,6 @@ fn restart(f: &Fields) -> Restart {
         jitter: backoff.bool("jitter"),
         give_up_restarts: give_up.count("restarts"),
         give_up_within: give_up.duration("within"),
-    }
-}
-
-fn rollout(f: &Fields) -> Rollout {
-    Rollout {
-        max_surge: f.amount("max_surge"),
-        max_unavailable: f.amount("max_unavailable"),
-        min_healthy: f.duration("min_healthy_time"),
-        progress_deadline: f.duration("progress_deadline"),
-        auto_rollback: f.bool("auto_rollback"),
-        keep_revisions: f.count("keep_revisions"),
-    }
-}
-
-fn outbound(f: &Fields) -> Outbound {
-    Outbound {
-        allow: f
-            .list("allow")
-            .iter()
-            .filter_map(|i| hosts::target(&i.text).ok())
-            .collect(),
-        private: f.bool("private"),
-        timeout: f.duration("timeout"),
-        concurrent: f.count("concurrent"),
     }
 }
 

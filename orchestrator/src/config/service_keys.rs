@@ -1,9 +1,15 @@
 //! Every key of a service file. Adding a feature starts with moving its key from `later` to `new` here.
 
-use super::checks::{DIGEST, LINE, MODULE, SERVICE_NAME, STORE_NAME, VALUE, VARIABLE};
-use super::hosts::{HOST, PATH, PROBE, TARGET};
+use super::checks::{
+    DIGEST, FIELD_NAME, FIELD_VALUE, LINE, METHOD, MODULE, SECRET_NAME, SERVICE_NAME, STORE_NAME, VALUE, VARIABLE,
+};
+use super::hosts::{HOST, PATH, PROBE};
 use super::keys::Kind::{Bool, Choice, Count, Duration, List, Map, Milli, Rate, Size, Table as Sub, Tables, Text};
 use super::keys::{Key, Kind, Table};
+use super::network::{ALLOWED, BACKEND, CREDENTIAL_HEADER, CREDENTIAL_HOST};
+use super::rollout::{MORE, SHARE_OF_REQUESTS, TOKEN, WEIGHT};
+use super::schedule::SCHEDULE;
+use super::volumes::{MOUNT, VOLUME_NAME};
 use crate::model::ReplicaCount;
 
 const HOUR: u64 = 3_600_000;
@@ -84,24 +90,40 @@ pub static SERVICE: Table = Table {
             "read by the guest through wasi:config",
         )
         .default("{}"),
+        Key::new(
+            "secrets",
+            Map {
+                key: &VARIABLE,
+                value: &SECRET_NAME,
+            },
+            "environment of the guest, filled from the node's secrets by their names",
+        )
+        .default("{}"),
         Key::new("limits", Sub(&LIMITS), "what one replica and one request may use"),
         Key::new("route", Tables(&ROUTE), "ways in"),
         Key::new("traffic", Sub(&TRAFFIC), "how requests are spread and replicas leave"),
         Key::new("probes", Sub(&PROBES), "when a replica is started, and ready"),
         Key::new("restart", Sub(&RESTART), "what happens after a death"),
         Key::new("rollout", Sub(&ROLLOUT), "how one revision replaces another"),
+        Key::new(
+            "autoscale",
+            Sub(&AUTOSCALE),
+            "replicas by load; `replicas` is the first count only",
+        ),
         Key::new("keyvalue", Tables(&KEYVALUE), "wasi:keyvalue stores"),
+        Key::new(
+            "volume",
+            Tables(&VOLUME),
+            "directories of the guest, kept over restarts and revisions",
+        ),
         Key::new("outbound", Sub(&OUTBOUND), "which origins the guest may call"),
         Key::new("logs", Sub(&LOGS), "what is kept of its output"),
+        Key::new("schedule", Tables(&SCHEDULE), "replicas, a request or a run at a time"),
         Key::later("program", "a native executable instead of a module"),
         Key::later("rootfs", "file system of a native program"),
         Key::later("signature", "who must have signed the module"),
-        Key::later("secrets", "secrets by name"),
         Key::later("rate_limit", "requests per client"),
-        Key::later("autoscale", "replicas by load"),
-        Key::later("schedule", "replicas or requests at a time"),
-        Key::later("job", "runs of a command"),
-        Key::later("volume", "directories of the guest"),
+        Key::new("job", Sub(&JOB), "runs of a command, with world = \"command\""),
         Key::later("placement", "which nodes"),
     ],
 };
@@ -180,9 +202,24 @@ static ROUTE: Table = Table {
             "any host without it; \"*.example.test\" takes one label",
         ),
         Key::new("path", Text(&PATH), "prefix on path segments").default("\"/\""),
-        Key::later("methods", "only these methods"),
-        Key::later("headers", "only with these headers"),
-        Key::later("strip", "hide the prefix from the guest"),
+        Key::new("methods", List(&METHOD), "only these methods; all without it"),
+        Key::new(
+            "headers",
+            Map {
+                key: &FIELD_NAME,
+                value: &FIELD_VALUE,
+            },
+            "only with these headers, each with exactly this value",
+        ),
+        Key::new(
+            "query",
+            Map {
+                key: &LINE,
+                value: &LINE,
+            },
+            "only with these parameters in the query, each with exactly this value",
+        ),
+        Key::new("strip", Bool, "hide the path's prefix from the guest").default("false"),
         Key::new(
             "tls",
             Choice {
@@ -193,7 +230,12 @@ static ROUTE: Table = Table {
         )
         .default("\"off\""),
         Key::later("compression", "compressed answers"),
-        Key::later("https_redirect", "send plain HTTP to HTTPS"),
+        Key::new(
+            "https_redirect",
+            Bool,
+            "send plain HTTP to HTTPS, on a node with http.tls_listen",
+        )
+        .default("false"),
     ],
 };
 
@@ -209,7 +251,11 @@ static TRAFFIC: Table = Table {
         )
         .default("\"least-request\""),
         Key::new("retries", Sub(&RETRIES), "of calls that never reached a guest"),
-        Key::new("outlier", Sub(&OUTLIER), "when traps make a replica dead"),
+        Key::new(
+            "outlier",
+            Sub(&OUTLIER),
+            "when failures take a replica out of the routes, and traps make it dead",
+        ),
         Key::new(
             "drain",
             Duration { min: 0, max: HOUR },
@@ -218,8 +264,8 @@ static TRAFFIC: Table = Table {
         .default("\"30s\""),
         Key::later("hash_on", "what hash balancing looks at"),
         Key::later("sticky", "one client, one replica"),
+        Key::new("pin", Sub(&PIN), "a request may ask for a revision that serves"),
         Key::later("mirror", "a copy of the traffic"),
-        Key::later("pin", "a request may ask for a revision"),
         Key::later("stop_grace", "between the stop signal and the kill of a native program"),
     ],
 };
@@ -236,11 +282,24 @@ static OUTLIER: Table = Table {
         Key::new(
             "consecutive_failures",
             Count { min: 1, max: 1_000 },
-            "so many traps in a row make a replica dead",
+            "so many traps in a row make a replica dead; so many failures (traps, timeouts, 5xx) take it out of the routes",
         )
         .default("5"),
-        Key::later("eject", "how long it stays out"),
-        Key::later("max_ejected", "share of replicas that may be out"),
+        Key::new(
+            "eject",
+            Duration { min: 100, max: HOUR },
+            "how long it stays out; longer each time, up to 5 min",
+        )
+        .default("\"10s\""),
+        Key::new(
+            "max_ejected",
+            Kind::Amount {
+                max: 10_000,
+                max_percent: 100,
+            },
+            "of the serving replicas so many may be out, rounded down, never all",
+        )
+        .default("\"50%\""),
     ],
 };
 
@@ -248,7 +307,21 @@ static PROBES: Table = Table {
     keys: &[
         Key::new("startup", Sub(&STARTUP), "passed once, after the start"),
         Key::new("readiness", Sub(&READINESS), "in the routes or out of them"),
-        Key::later("liveness", "restarts a replica that no longer answers"),
+        Key::new("liveness", Sub(&LIVENESS), "restarts a replica that no longer answers"),
+    ],
+};
+
+static LIVENESS: Table = Table {
+    keys: &[
+        Key::new("path", Text(&PROBE), "200 to 399 counts").default("\"/healthz\""),
+        Key::new("interval", Duration { min: 10, max: HOUR }, "between probes").default("\"10s\""),
+        Key::new("timeout", Duration { min: 1, max: HOUR }, "of one probe").default("\"1s\""),
+        Key::new(
+            "failures",
+            Count { min: 1, max: 1_000 },
+            "so many in a row and it is dead",
+        )
+        .default("3"),
     ],
 };
 
@@ -342,10 +415,10 @@ static ROLLOUT: Table = Table {
         Key::new(
             "strategy",
             Choice {
-                now: &["rolling"],
-                later: &["canary", "blue-green", "recreate"],
+                now: &["rolling", "canary", "blue-green", "recreate"],
+                later: &[],
             },
-            "new beside old until the new serve",
+            "new beside old until the new serve; a growing share; one switch; old gone, then new",
         )
         .default("\"rolling\""),
         Key::new("max_surge", SHARE, "replicas above the wanted number, rounded up").default("\"100%\""),
@@ -369,9 +442,176 @@ static ROLLOUT: Table = Table {
         )
         .default("true"),
         Key::new("keep_revisions", Count { min: 1, max: 1_000 }, "for undo").default("20"),
-        Key::later("steps", "weights of a canary"),
-        Key::later("gates", "what a canary is measured by"),
-        Key::later("capabilities", "what happens when a revision wants more"),
+        Key::new(
+            "steps",
+            Tables(&ROLLOUT_STEP),
+            "of a canary (5, 25, 50 % for 30s each); one of a blue-green rollout (60s)",
+        ),
+        Key::new("gates", Sub(&GATES), "what the new revision is measured by"),
+        Key::new(
+            "capabilities",
+            Choice {
+                now: &["ask", "allow"],
+                later: &[],
+            },
+            "ask stops a revision that wants more than the one before until it is accepted",
+        )
+        .default("\"ask\""),
+    ],
+};
+
+static JOB: Table = Table {
+    keys: &[
+        Key::new(
+            "completions",
+            Count { min: 1, max: 1_000 },
+            "so many attempts must end with code 0",
+        )
+        .default("1"),
+        Key::new("parallelism", Count { min: 1, max: 1_000 }, "attempts at once, at most").default("1"),
+        Key::new(
+            "retries",
+            Count { min: 0, max: 1_000 },
+            "failed attempts that a run survives, all together",
+        )
+        .default("3"),
+        Key::new(
+            "timeout",
+            Duration { min: 1, max: 7 * DAY },
+            "wall clock of a whole run",
+        )
+        .default("\"10m\""),
+    ],
+};
+
+static AUTOSCALE: Table = Table {
+    keys: &[
+        Key::new(
+            "min",
+            Count {
+                min: 0,
+                max: ReplicaCount::MAX as u64,
+            },
+            "the fewest; 0 is scaled to zero, and the first request waits for the start",
+        )
+        .default("2"),
+        Key::new(
+            "max",
+            Count {
+                min: 1,
+                max: ReplicaCount::MAX as u64,
+            },
+            "the most",
+        )
+        .default("20"),
+        Key::new(
+            "metric",
+            Choice {
+                now: &["concurrency", "rps", "cpu", "queue"],
+                later: &[],
+            },
+            "what the load is measured by",
+        )
+        .default("\"concurrency\""),
+        Key::new(
+            "target",
+            Kind::Amount {
+                max: 1_000_000,
+                max_percent: 1_000,
+            },
+            "of one replica: a share of limits.concurrency or of one processor (cpu), a number for rps and queue",
+        )
+        .default("\"70%\""),
+        Key::new(
+            "panic_window",
+            Duration { min: 1, max: HOUR },
+            "twice the target is answered at once, and nothing is taken away for so long",
+        )
+        .default("\"6s\""),
+        Key::new("up", Sub(&SCALE_UP), "how fast it grows below twice the target"),
+        Key::new("down", Sub(&SCALE_DOWN), "how fast it shrinks"),
+        Key::new(
+            "idle",
+            Duration { min: 1, max: DAY },
+            "without a request for so long it is scaled to zero; only with min = 0",
+        )
+        .default("\"5m\""),
+    ],
+};
+
+const STEP: &str = "so much of the present number at once, at least one replica";
+const STEP_WINDOW: &str = "the load is looked at over so long, and one step is made in it";
+
+static SCALE_UP: Table = Table {
+    keys: &[
+        Key::new("step", SHARE, STEP).default("\"100%\""),
+        Key::new("window", Duration { min: 1, max: HOUR }, STEP_WINDOW).default("\"6s\""),
+    ],
+};
+
+static SCALE_DOWN: Table = Table {
+    keys: &[
+        Key::new("step", SHARE, STEP).default("\"25%\""),
+        Key::new("window", Duration { min: 1, max: HOUR }, STEP_WINDOW).default("\"60s\""),
+    ],
+};
+
+static ROLLOUT_STEP: Table = Table {
+    keys: &[
+        Key::new(
+            "weight",
+            Text(&WEIGHT),
+            "share of the requests; rises from step to step",
+        ),
+        Key::new(
+            "hold",
+            Duration { min: 0, max: 7 * DAY },
+            "for so long, with the gates open",
+        )
+        .default("\"30s\""),
+    ],
+};
+
+static GATES: Table = Table {
+    keys: &[
+        Key::new(
+            "error_rate",
+            Text(&SHARE_OF_REQUESTS),
+            "answers of 500 and above and failed calls; beyond those of the stable revision",
+        )
+        .default("\"1%\""),
+        Key::new("traps", Text(&SHARE_OF_REQUESTS), "calls that trap, judged alike").default("\"0.1%\""),
+        Key::new(
+            "p99",
+            Duration { min: 1, max: HOUR },
+            "99 of 100 answers come within it, or as fast as from the stable revision",
+        ),
+        Key::new(
+            "cpu",
+            Text(&MORE),
+            "processor time per request, medians, beyond the stable revision's",
+        ),
+        Key::new("min_requests", Count { min: 1, max: 1_000_000 }, "fewer say nothing").default("100"),
+        Key::new(
+            "compare",
+            Choice {
+                now: &["stable", "none"],
+                later: &[],
+            },
+            "what the figures are held against",
+        )
+        .default("\"stable\""),
+    ],
+};
+
+static PIN: Table = Table {
+    keys: &[
+        Key::new(
+            "header",
+            Text(&TOKEN),
+            "name of the request header with the revision's number",
+        ),
+        Key::new("cookie", Text(&TOKEN), "name of the cookie with it"),
     ],
 };
 
@@ -380,13 +620,15 @@ static KEYVALUE: Table = Table {
         Key::new("name", Text(&STORE_NAME), "as the guest opens it").default("\"default\""),
         Key::new(
             "backend",
-            Choice {
-                now: &["embedded"],
-                later: &["redis"],
-            },
-            "where it is kept",
+            Text(&BACKEND),
+            "where it is kept: `embedded` is a file of this node, else a redis:// URL",
         )
         .default("\"embedded\""),
+        Key::new(
+            "password",
+            Text(&SECRET_NAME),
+            "the secret that is the backend's password",
+        ),
         Key::new(
             "size",
             Size {
@@ -399,9 +641,31 @@ static KEYVALUE: Table = Table {
     ],
 };
 
+static VOLUME: Table = Table {
+    keys: &[
+        Key::new("name", Text(&VOLUME_NAME), "a DNS label").required(),
+        Key::new("mount", Text(&MOUNT), "where the guest finds it: an absolute path").required(),
+        Key::new(
+            "size",
+            Size {
+                min: 64 * KIB,
+                max: 64 * GIB,
+            },
+            "quota; a file, directory or link counts 4 KiB and its content in whole 4 KiB",
+        )
+        .default("\"32MiB\""),
+        Key::new("read_only", Bool, "the guest may not change it").default("false"),
+    ],
+};
+
 static OUTBOUND: Table = Table {
     keys: &[
-        Key::new("allow", List(&TARGET), "origins; `*` only as a whole first label").default("[]"),
+        Key::new(
+            "allow",
+            List(&ALLOWED),
+            "http, https and tcp origins, `*` only as a whole first label; `service:NAME`, called as http://NAME.internal",
+        )
+        .default("[]"),
         Key::new(
             "private",
             Bool,
@@ -414,8 +678,21 @@ static OUTBOUND: Table = Table {
             "of a call until its response head",
         )
         .default("\"5s\""),
-        Key::new("concurrent", Count { min: 1, max: 10_000 }, "calls at once per replica").default("64"),
-        Key::later("credentials", "headers the host adds"),
+        Key::new("concurrent", Count { min: 1, max: 10_000 }, "calls at once per replica, and as many TCP connections").default("64"),
+        Key::new("credentials", Tables(&CREDENTIAL), "headers that the host adds, unseen by the guest").default("[]"),
+    ],
+};
+
+static CREDENTIAL: Table = Table {
+    keys: &[
+        Key::new("host", Text(&CREDENTIAL_HOST), "calls to this host get the header").required(),
+        Key::new(
+            "header",
+            Text(&CREDENTIAL_HEADER),
+            "its name; what the guest sends under it is replaced",
+        )
+        .required(),
+        Key::new("secret", Text(&SECRET_NAME), "the secret that is its whole value").required(),
     ],
 };
 

@@ -1,6 +1,10 @@
 //! Floor 3: the leader's shell, and the loop that drives both planners. Observes the store and the node, asks `plan::fleet`,
 //! writes what it decided, lets the agent do its part, and sleeps until something changed or `wake_at`.
 
+mod jobs;
+mod measure;
+mod schedule;
+
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -11,9 +15,14 @@ use tokio_util::sync::CancellationToken;
 use crate::agent::Agent;
 use crate::clock::Clock;
 use crate::events::{Events, Occurrence};
-use crate::model::{EventKind, Millis, ServiceName};
+use crate::model::{EventKind, Millis, ServiceName, ServiceRecord};
+use crate::plan::gates::Measures;
+use crate::plan::rollout::Stage;
+use crate::plan::scale::{Cause, Scaling};
 use crate::plan::{Desired, FleetAction, FleetView, Note, Plan, words};
 use crate::store::{Records, RecordsError};
+
+pub use schedule::{NotFired, Scheduler};
 
 /// After a write that the store did not take (disk full, changed underneath) the loop comes again so soon.
 const RETRY_AFTER: Duration = Duration::from_millis(250);
@@ -30,9 +39,13 @@ pub struct Controller {
     /// The last desired state read, for readers that need no snapshot of their own.
     desired: Mutex<Arc<Desired>>,
     view: Mutex<FleetView>,
+    gauge: Mutex<measure::Gauge>,
     read: AtomicBool,
+    /// The runs that were open at the start were told to the agent.
+    found_runs: AtomicBool,
     /// Called with the name of a service that is gone for good.
     on_forget: Box<dyn Fn(&ServiceName) + Send + Sync>,
+    scheduler: Arc<Scheduler>,
 }
 
 impl Controller {
@@ -54,8 +67,11 @@ impl Controller {
             wake,
             desired,
             view: Mutex::default(),
+            gauge: Mutex::default(),
             read,
+            found_runs: AtomicBool::new(false),
             on_forget,
+            scheduler: Arc::new(Scheduler::new(fastrand::u64(..))),
         })
     }
 
@@ -79,6 +95,7 @@ impl Controller {
                 () = until(&self.clock, wake_at) => {}
             }
         }
+        self.scheduler.stop();
     }
 
     /// Turns until nothing more is to be done at once.
@@ -109,18 +126,25 @@ impl Controller {
             }
         };
         let now = self.clock.monotonic();
+        let scheduled = self.schedules(&desired, now).await;
+        failed = failed.or(scheduled.failed);
         let view = self.look(&desired, now);
         let Plan {
             actions,
-            notes,
+            mut notes,
             wake_at,
         } = crate::plan::fleet::fleet(&desired, &view, now);
+        notes.extend(scheduled.notes);
         let mut assignment = view.assigned;
-        let mut wrote = false;
+        let mut wrote = scheduled.wrote;
         for action in actions {
             match action {
                 // Without a desired state that was ever read there is nothing to assign.
-                FleetAction::Assign { assignment: new } if self.has_read() => assignment = new,
+                // What was told may begin a step of a rollout: the next look sees it.
+                FleetAction::Assign { assignment: new } if self.has_read() => {
+                    assignment = new;
+                    wrote = true;
+                }
                 FleetAction::Assign { .. } => {}
                 other => match self.write(other).await {
                     Ok(()) => wrote = true,
@@ -128,8 +152,20 @@ impl Controller {
                 },
             }
         }
+        let jobs = match &failed {
+            None => Some(self.jobs(&desired, now).await),
+            Some(_) => None,
+        };
+        let mut acted_on_jobs = false;
+        let mut wake_at = wake_at;
+        if let Some(turn) = jobs {
+            notes.extend(turn.notes);
+            wake_at = earliest(wake_at, turn.wake_at);
+            acted_on_jobs = turn.acted;
+            failed = turn.failed;
+        }
         let (node_wake, acted) = self.agent.step(assignment, notes, now);
-        let mut wake_at = earliest(wake_at, node_wake);
+        let mut wake_at = earliest(earliest(wake_at, node_wake), scheduled.wake_at);
         if let Some(error) = failed {
             tracing::error!(
                 error = crate::agent::report(&error),
@@ -137,7 +173,7 @@ impl Controller {
             );
             wake_at = earliest(wake_at, Some(now.plus(RETRY_AFTER)));
         }
-        (wake_at, wrote || acted)
+        (wake_at, wrote || acted || acted_on_jobs)
     }
 
     /// What the fleet planner sees: since when things hold is remembered from the last look.
@@ -145,8 +181,41 @@ impl Controller {
         let mut view = self.view.lock().unwrap_or_else(PoisonError::into_inner);
         view.replicas = self.agent.replicas();
         view.assigned = self.agent.assigned();
+        view.loads = self.agent.loads(desired, now);
+        let before: Vec<_> = view.scaling.iter().map(|(name, s)| (name.clone(), s.count)).collect();
         crate::plan::fleet::observe(desired, &mut view, now);
+        for (name, was) in before {
+            if let Some(scaling) = view
+                .scaling
+                .get(&name)
+                .filter(|s| s.count != was && s.cause != Cause::ByHand)
+            {
+                let cause = scaling.cause.as_str();
+                let text = format!(
+                    "autoscale: from {was} to {} replicas: {cause}; {}",
+                    scaling.count,
+                    scaling.load_text()
+                );
+                self.event(EventKind::Scaled, &name, None, text);
+            }
+        }
+        let mut gauge = self.gauge.lock().unwrap_or_else(PoisonError::into_inner);
+        gauge.measure(desired, &mut view, &self.agent);
         view.clone()
+    }
+
+    /// How far the load has scaled a service; none without `[autoscale]`, or as long as a `scale` by hand was not seen.
+    pub fn scaling(&self, record: &ServiceRecord) -> Option<Scaling> {
+        let view = self.view.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = view.scaling.get(&record.name);
+        known.filter(|s| s.scalings == record.scalings).cloned()
+    }
+
+    /// The stage that the rollout of a service is in, and its figures, as the loop last saw them.
+    pub fn stage(&self, service: &ServiceName) -> Option<(Stage, Option<Measures>)> {
+        let view = self.view.lock().unwrap_or_else(PoisonError::into_inner);
+        let stage = view.stages.get(service)?;
+        Some((*stage, view.measures.get(service).cloned()))
     }
 
     async fn write(&self, action: FleetAction) -> Result<(), RecordsError> {
@@ -174,6 +243,15 @@ impl Controller {
                     let text = format!("rolled back from revision {revision} to {back}: {detail}");
                     self.event(EventKind::RolledBack, &service, Some(back), text);
                 }
+            }
+            FleetAction::Step {
+                service,
+                revision,
+                step,
+            } => {
+                self.records.step(&service, revision, step, at).await?;
+                let text = format!("step {step} of the rollout of revision {revision} was held to its end");
+                self.event(EventKind::Rollout, &service, Some(revision), text);
             }
             FleetAction::Forget { service } => {
                 self.records.forget(&service).await?;

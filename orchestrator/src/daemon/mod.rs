@@ -2,6 +2,7 @@
 //! `serve`, `run` and `demo` all start this; there is no second way to run a node.
 
 pub mod settings;
+mod tls;
 mod watch;
 
 use std::net::SocketAddr;
@@ -21,13 +22,16 @@ use crate::artifacts::Artifacts;
 use crate::clock::Clock;
 use crate::config::Code;
 use crate::controller::Controller;
+use crate::crashes::Crashes;
 use crate::events::{Events, Occurrence};
 use crate::logs::Logs;
 use crate::metrics::Metrics;
 use crate::model::EventKind;
 use crate::model::node::{self, NodeConfig};
 use crate::proxy::{Balancer, Server, ServerOptions};
+use crate::secrets::Secrets;
 use crate::store::keyvalue::KeyValues;
+use crate::store::volumes::Volumes;
 use crate::store::{OpenError, Records};
 use settings::{Loaded, Loader, Settings};
 use watch::Watch;
@@ -97,6 +101,7 @@ fn cannot_open(what: &str) -> impl FnOnce(OpenError) -> DaemonError {
 /// A running node.
 pub struct Daemon {
     pub http: Vec<SocketAddr>,
+    pub https: Vec<SocketAddr>,
     pub admin: Option<SocketAddr>,
     pub socket: PathBuf,
     /// `pooling: …` or `on-demand: …`.
@@ -135,16 +140,20 @@ impl Daemon {
         let door = Door::bind(&socket, config.admin.listen)
             .await
             .map_err(cannot_use(format!("open the admin socket `{}`", socket.display())))?;
-        for address in &config.http.listen {
+        for address in config.http.listen.iter().chain(&config.http.tls_listen) {
             free(*address).map_err(cannot_use(format!("listen on {address}")))?;
         }
         raise_descriptor_limit();
+        forbid_core_files();
         let store =
             crate::store::redb::RedbStore::open(&data_dir.join("state.redb")).map_err(cannot_open("the store"))?;
-        let records = Arc::new(Records::new(Arc::new(store)));
+        let store: Arc<dyn crate::store::Store> = Arc::new(store);
+        let secrets = Arc::new(Secrets::open(&crate::secrets::key_file(&data_dir), Arc::clone(&store)));
+        let records = Arc::new(Records::new(store));
         let blobs = Artifacts::open(&data_dir).map_err(cannot("open the module store"))?;
         let keyvalues = KeyValues::open(&data_dir.join("keyvalue.redb")).map_err(cannot_open("the key-value store"))?;
         let keyvalues = Arc::new(keyvalues);
+        let volumes = Arc::new(Volumes::new(&data_dir).map_err(cannot("open the volumes"))?);
         let logs = Arc::new(Logs::new(clock.clone()));
         let events = Arc::new(Events::new(clock.clone()));
         let metrics = Arc::new(Metrics::new());
@@ -172,21 +181,37 @@ impl Daemon {
             .map_err(cannot("start the guests' runtime"))?;
         let guests = Guests(Some(guests));
         let wake = Arc::new(Notify::new());
-        let observer = Watch::new(Arc::clone(&events), Arc::clone(&metrics), Arc::clone(&wake));
+        let crashes = Crashes::open(&data_dir, clock.clone(), Arc::clone(&logs));
+        let observer = Watch::new(
+            Arc::clone(&events),
+            Arc::clone(&metrics),
+            Arc::clone(&crashes),
+            Arc::clone(&wake),
+        );
         let balancer = Balancer::new(observer, crate::proxy::Options::default());
         let tools = Tools {
             backend: backend.clone(),
             blobs: blobs.clone(),
             keyvalues: Arc::clone(&keyvalues),
+            secrets: Arc::clone(&secrets),
+            volumes: Arc::clone(&volumes),
             logs: Arc::clone(&logs),
             events: Arc::clone(&events),
             metrics: Arc::clone(&metrics),
+            crashes: Arc::clone(&crashes),
             balancer: Arc::clone(&balancer),
             guests: guests.handle(),
             clock: clock.clone(),
             wake: Arc::clone(&wake),
         };
         let agent = Agent::new(tools, fastrand::u64(..));
+        {
+            let agent = Arc::downgrade(&agent);
+            crashes.ask(move |service, revision, replica| {
+                let agent = agent.upgrade();
+                agent.map(|a| a.context(service, revision, replica)).unwrap_or_default()
+            });
+        }
         let on_forget = {
             let (logs, metrics, keyvalues) = (Arc::clone(&logs), Arc::clone(&metrics), Arc::clone(&keyvalues));
             Box::new(move |name: &crate::model::ServiceName| {
@@ -194,6 +219,9 @@ impl Daemon {
                 metrics.forget(name);
                 if let Err(error) = keyvalues.delete_service(name) {
                     tracing::error!(service = %name, error = crate::agent::report(&error), "key-value data was not removed");
+                }
+                if let Err(error) = volumes.delete_service(name) {
+                    tracing::error!(service = %name, error = crate::agent::report(&error), "volumes were not removed");
                 }
             })
         };
@@ -217,11 +245,13 @@ impl Daemon {
             controller: Arc::clone(&controller),
             agent: Arc::clone(&agent),
             records,
+            secrets,
             blobs,
-            modules: crate::api::Modules::default(),
+            modules: crate::api::Modules::new(clock.monotonic()),
             logs: Arc::clone(&logs),
             events: Arc::clone(&events),
             metrics: Arc::clone(&metrics),
+            crashes,
             clock: clock.clone(),
             settings: Arc::clone(&settings),
         });
@@ -232,7 +262,9 @@ impl Daemon {
             stop.clone(),
         )));
         let _ = tokio::time::timeout(SETTLE, settled(&controller, &agent)).await;
+        let certificates = tls::certificates(&config, &data_dir, &settings.name, &clock)?;
         let server_options = ServerOptions {
+            tls: tls::options(&config, certificates.as_ref())?,
             max_connections: settings.max_connections(),
             header_timeout: settings.header_timeout(),
             ..ServerOptions::default()
@@ -248,7 +280,11 @@ impl Daemon {
             stop.clone(),
             {
                 let (server, balancer) = (Arc::clone(&server), balancer);
+                let events = Arc::clone(&events);
                 move |metrics: &Metrics| {
+                    if let Some(certificates) = &certificates {
+                        tls::refresh(certificates, &events);
+                    }
                     let connections = server.connections() as u64;
                     metrics
                         .node()
@@ -256,7 +292,7 @@ impl Daemon {
                 }
             },
         )));
-        let http = server.addresses().to_vec();
+        let (http, https) = (server.addresses().to_vec(), server.tls_addresses().to_vec());
         let _ = settings.http.set(http.clone());
         events.record(
             EventKind::Node,
@@ -265,6 +301,7 @@ impl Daemon {
         );
         Ok(Self {
             http,
+            https,
             admin,
             socket,
             allocator,
@@ -389,7 +426,7 @@ async fn settled(controller: &Controller, agent: &Agent) {
             let waits = desired.services.iter().any(|(name, s)| {
                 let runs = s.record.stable.is_some() && !s.record.stopped && !s.record.deleting;
                 let wanted = s.revisions.get(&s.record.wanted);
-                let count = wanted.map_or(0, |r| crate::plan::fleet::wanted_replicas(&s.record, r));
+                let count = wanted.map_or(0, |r| crate::plan::fleet::wanted_replicas(&s.record, r, None));
                 runs && count > 0 && !serving.contains(name)
             });
             if !waits {
@@ -414,6 +451,9 @@ async fn tick(
             () = stop.cancelled() => return,
             _ = ticks.tick() => {
                 agent.measure();
+                if agent.has_unseen_load() {
+                    agent.wake();
+                }
                 data_path(&metrics);
                 metrics.tick(clock.monotonic());
                 events.tick();
@@ -447,6 +487,14 @@ fn raise_descriptor_limit() {
         limit.current = limit.maximum;
         let _ = setrlimit(Resource::Nofile, limit);
     }
+}
+
+/// This process holds secrets in clear text: a crash must not write them to a disk. Who debugs it raises the limit again.
+fn forbid_core_files() {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Core);
+    limit.current = Some(0);
+    let _ = setrlimit(Resource::Core, limit);
 }
 
 /// Where a memory limit of this process may be: its own cgroup and every one above it, of version 2 or 1.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use narae_runtime::CallError;
 use tokio::sync::Notify;
 
+use crate::crashes::{Crash, CrashKind, Crashes};
 use crate::events::{Events, Occurrence};
 use crate::metrics::Metrics;
 use crate::model::EventKind;
@@ -14,12 +15,18 @@ use crate::proxy::{Observer, Reason, Service, Upstream};
 pub struct Watch {
     events: Arc<Events>,
     metrics: Arc<Metrics>,
+    crashes: Arc<Crashes>,
     wake: Arc<Notify>,
 }
 
 impl Watch {
-    pub fn new(events: Arc<Events>, metrics: Arc<Metrics>, wake: Arc<Notify>) -> Arc<Self> {
-        Arc::new(Self { events, metrics, wake })
+    pub fn new(events: Arc<Events>, metrics: Arc<Metrics>, crashes: Arc<Crashes>, wake: Arc<Notify>) -> Arc<Self> {
+        Arc::new(Self {
+            events,
+            metrics,
+            crashes,
+            wake,
+        })
     }
 }
 
@@ -39,6 +46,17 @@ impl Observer for Watch {
             CallError::BadAnswer(_) => (EventKind::Trap, None, &[][..]),
             CallError::Busy | CallError::Gone | CallError::Stopped => return,
         };
+        if let CallError::Trap(report) = error {
+            self.crashes.record(service.name(), CrashKind::Call, || Crash {
+                kind: CrashKind::Call,
+                service: service.name().clone(),
+                revision: upstream.revision,
+                replica: upstream.id,
+                reason: report.reason.to_string(),
+                limit: report.limit.map(|limit| limit.name()),
+                backtrace: report.backtrace.to_vec(),
+            });
+        }
         // Described only if it is kept: a trap storm must not cost more than its answers.
         self.events.record_with(kind, Some(service.name()), || {
             let mut message = error.to_string();
@@ -65,7 +83,14 @@ impl Observer for Watch {
 
     fn trap_run(&self, upstream: &Upstream, consecutive: u32) {
         // Below the limit there is nothing to decide: a client that makes traps must not make plans.
-        if consecutive >= upstream.trap_limit() {
+        if consecutive >= upstream.failure_limit() {
+            self.wake.notify_one();
+        }
+    }
+
+    fn failure_run(&self, upstream: &Upstream, consecutive: u32) {
+        // Once in a run: one that is spared (it is alone, or others are out) is judged again whenever there is a plan.
+        if consecutive == upstream.failure_limit() {
             self.wake.notify_one();
         }
     }

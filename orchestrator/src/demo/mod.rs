@@ -258,6 +258,8 @@ impl Demo {
             if_revision: None,
             dry_run: false,
             cause: None,
+            accept: true,
+            strategy: None,
         };
         let answer: DeployAnswer = self
             .client

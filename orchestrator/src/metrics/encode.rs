@@ -42,10 +42,20 @@ impl Collector for Families {
         encode_requests(&rows, &mut encoder)?;
         encode_errors(&services, &rows, &mut encoder)?;
         encode_replicas(&rows, &mut encoder)?;
+        encode_volumes(&services, &mut encoder)?;
         let mut family =
             encoder.encode_descriptor("queued", "Requests waiting for a slot.", None, MetricType::Gauge)?;
         for (service, counters) in services.iter() {
             gauge(&mut family, &[("service", service.as_str())], counters.own.waiting())?;
+        }
+        let help = "Replicas that are wanted now, of all revisions.";
+        let mut family = encoder.encode_descriptor("replicas_wanted", help, None, MetricType::Gauge)?;
+        for (service, counters) in services.iter() {
+            gauge(
+                &mut family,
+                &[("service", service.as_str())],
+                counters.own.wanted.load(Relaxed),
+            )?;
         }
         Ok(())
     }
@@ -204,6 +214,27 @@ fn encode_replicas(rows: &[Row<'_>], encoder: &mut DescriptorEncoder<'_>) -> Res
             &[("service", service), ("revision", revision)],
             metrics.restarts(),
         )?;
+    }
+    let help = "Times that a replica left the routes because its calls kept failing.";
+    let mut family = encoder.encode_descriptor("ejections", help, None, MetricType::Counter)?;
+    for (service, revision, metrics) in rows {
+        counter(
+            &mut family,
+            &[("service", service), ("revision", revision)],
+            metrics.ejections.load(Relaxed),
+        )?;
+    }
+    Ok(())
+}
+
+fn encode_volumes(services: &Services, encoder: &mut DescriptorEncoder<'_>) -> Result<(), Error> {
+    let help = "What the files of a volume count against its size.";
+    let mut family = encoder.encode_descriptor("volume_used", help, Some(&Unit::Bytes), MetricType::Gauge)?;
+    for (service, counters) in services {
+        let volumes = counters.own.volumes.lock().unwrap_or_else(PoisonError::into_inner);
+        for (volume, used) in volumes.iter() {
+            gauge(&mut family, &[("service", service.as_str()), ("volume", volume)], *used)?;
+        }
     }
     Ok(())
 }

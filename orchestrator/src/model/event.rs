@@ -28,9 +28,12 @@ pub struct Event {
 #[non_exhaustive]
 pub enum EventKind {
     Deployed,
+    /// Somebody let a revision through that wants more than the last one.
+    Accepted,
     Started,
     Serving,
     Unready,
+    Ejected,
     Draining,
     Stopped,
     Died,
@@ -41,8 +44,16 @@ pub enum EventKind {
     Proved,
     Refused,
     RolledBack,
+    /// A rollout took a step, was paused, resumed, promoted.
+    Rollout,
     Scaled,
     Deleted,
     Config,
+    Secret,
     Node,
+    /// A run of a command.
+    RunBegan,
+    AttemptEnded,
+    RunEnded,
+    Schedule,
 }

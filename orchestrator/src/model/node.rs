@@ -16,12 +16,15 @@ pub struct NodeConfig {
     pub data_dir: Option<String>,
     pub http: HttpConfig,
     pub admin: AdminConfig,
+    pub tls: TlsConfig,
     pub engine: EngineConfig,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HttpConfig {
     pub listen: Vec<SocketAddr>,
+    /// Where clients speak TLS.
+    pub tls_listen: Vec<SocketAddr>,
     /// Without it a quarter of the descriptor limit.
     pub max_connections: Option<u32>,
     pub header_timeout: Duration,
@@ -33,6 +36,35 @@ pub struct AdminConfig {
     pub socket: String,
     /// Loopback only.
     pub listen: Option<SocketAddr>,
+}
+
+/// Certificates of `tls_listen`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TlsConfig {
+    pub mode: TlsMode,
+    /// Chain, leaf first, in PEM; a path, relative to the data directory. With mode `file`.
+    pub cert_file: Option<String>,
+    pub key_file: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TlsMode {
+    #[default]
+    Off,
+    File,
+    /// An authority of the node's own.
+    Internal,
+}
+
+impl TlsMode {
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Off => "off",
+            Self::File => "file",
+            Self::Internal => "internal",
+        }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

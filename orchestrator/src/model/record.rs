@@ -1,9 +1,12 @@
 //! What the store keeps: desired state and the history of revisions.
 
+use std::collections::BTreeMap;
+
 use narae_runtime::{Digest, Kind};
 use serde::{Deserialize, Serialize};
 
 use super::ids::{ReplicaCount, RevisionNumber, ServiceName};
+use super::rollout::RolloutRecord;
 use super::service::ServiceSpec;
 use super::time::Timestamp;
 
@@ -23,12 +26,25 @@ pub struct ServiceRecord {
     /// (or again, after a refusal) keeps the number it was scaled to. None: it holds for all.
     #[serde(default)]
     pub scaled_under: Option<RevisionNumber>,
+    /// Schedules of replicas that are in force, the newest last: its number holds, over `scaled` and the file. `scale` ends them.
+    #[serde(default)]
+    pub scheduled: Vec<super::schedule::Hold>,
+    /// Counts `scale`s by hand: an autoscaled service goes on from each.
+    #[serde(default)]
+    pub scalings: u64,
+    /// How far the rollout of `wanted` is; none: at its beginning.
+    #[serde(default)]
+    pub rollout: Option<RolloutRecord>,
     /// `stop` was asked for: no replica runs, the routes answer 503.
     pub stopped: bool,
     /// Counts `restart`s: replicas of an older generation are replaced, new beside old.
     pub generation: u64,
     /// `delete` was asked for: drained, then forgotten.
     pub deleting: bool,
+    /// `--grace` of the last `stop`, `restart` or `delete`: requests in flight get so long instead of the file's `traffic.drain`.
+    /// What is asked for next takes it back.
+    #[serde(default)]
+    pub grace_ms: Option<u64>,
     pub created_at: Timestamp,
     pub changed_at: Timestamp,
 }
@@ -47,6 +63,21 @@ pub struct Revision {
     /// `deploy`, `undo to 3`, …
     pub cause: String,
     pub state: RevisionState,
+    /// The version of each secret that its guests are given, chosen when the revision was made.
+    #[serde(default)]
+    pub secrets: BTreeMap<String, u64>,
+    /// What it wanted beyond the one before, and who let it through; none: nothing, or nobody was asked.
+    #[serde(default)]
+    pub accepted: Option<Accepted>,
+}
+
+/// `--accept`: a person's word that a revision may have what the one before had not.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Accepted {
+    /// `uid 1000 (ana)`, `the admin token`.
+    pub by: String,
+    /// As it was shown: `outbound https://payments.example.test`.
+    pub what: Vec<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -87,4 +118,6 @@ pub enum Why {
     CannotPrepare,
     /// Someone asked: `rollout abort`, `undo`.
     Asked,
+    /// A gate failed: errors, traps, time or processor time.
+    Gate,
 }

@@ -32,6 +32,8 @@ pub struct Replica {
     pub crash_loop: bool,
     /// When the last probe ended.
     pub probed_at: Option<Millis>,
+    /// When the last probe was sent; its interval counts from here, so that slow answers do not stretch it.
+    pub probe_sent: Option<Millis>,
     /// A probe is under way.
     pub probing: Option<Probing>,
     /// What the last readiness probes say; true when there is no readiness probe.
@@ -40,6 +42,30 @@ pub struct Replica {
     pub in_flight: u64,
     /// Traps in a row, as the balancer counted.
     pub consecutive_traps: u32,
+    /// Calls in a row that reached the guest and failed (trap, timeout, no proper answer, 5xx), as the balancer counted.
+    #[serde(default)]
+    pub consecutive_failures: u32,
+    /// Out of the routes for its failures until then, though it serves.
+    #[serde(default)]
+    pub ejected_until: Option<Millis>,
+    /// Ejections in a row: each lasts longer.
+    #[serde(default)]
+    pub ejections: u32,
+    #[serde(default)]
+    pub live: Live,
+}
+
+/// What the liveness probes said.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Live {
+    /// When the last one was sent, or when it first could have been.
+    pub sent: Option<Millis>,
+    /// One is under way.
+    pub asking: bool,
+    /// Failures in a row.
+    pub failures: u32,
+    /// What the last failure said, printable.
+    pub error: Option<String>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -47,6 +73,7 @@ pub struct Replica {
 pub enum Probing {
     Startup,
     Readiness,
+    Liveness,
 }
 
 /// Where a replica is in its life.
@@ -81,6 +108,8 @@ pub enum Death {
     NoMemory,
     /// The startup probe ran out of tries.
     StartupProbe { last: String },
+    /// The liveness probe failed so many times in a row.
+    Liveness { last: String },
     /// `outlier.consecutive_failures` traps in a row.
     Traps { reason: String },
     /// It ended by itself.

@@ -36,6 +36,11 @@ pub const fn millis(d: Duration) -> u64 {
 pub struct Timestamp(pub i64);
 
 impl Timestamp {
+    /// Of RFC 3339, with any offset.
+    pub fn parse(text: &str) -> Option<Self> {
+        text.parse::<jiff::Timestamp>().ok().map(|t| Self(t.as_millisecond()))
+    }
+
     /// RFC 3339 in UTC with milliseconds: `2026-11-24T05:30:31.000Z`.
     pub fn rfc3339(self) -> String {
         jiff::Timestamp::from_millisecond(self.0).map_or_else(|_| self.0.to_string(), |t| format!("{t:.3}"))

@@ -4,7 +4,13 @@
 //! L1 a service with serving replicas is never planned down to none while a revision changes. L2 replicas stay within
 //! wanted and surge. L3 when the world is settled the plan is empty. L4 no one acts on what is not theirs. L5 once faults
 //! stop, all settles (L3 and L5 are judged by who runs the world, over several plans). L6 a refused revision is not
-//! started. L7 time alone stops nothing. And: out of the routes first, stopped after the last request.
+//! started (a rollout that recreates is free of L1). L7 time alone stops nothing. And: out of the routes first, stopped after the last
+//! request; autoscale within its bounds.
+
+pub mod schedule;
+
+mod ejection;
+mod rollout;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -12,6 +18,7 @@ use std::fmt;
 use serde::Serialize;
 
 use super::fleet::wanted_replicas;
+use super::health;
 use super::node::is_leaving;
 use super::rolling::Room;
 use super::{Assignment, Desired, DesiredService, FleetAction, FleetView, Group, NodeAction, NodeView, Plan};
@@ -38,6 +45,22 @@ pub enum Law {
     Drain,
     /// Admitted only when ready; proved only when it served.
     Proof,
+    /// One time of a schedule is acted on once at most.
+    Once,
+    /// However many times were missed, one is caught up at most.
+    CatchUp,
+    /// Never before its time, never at one that is none, never while it is paused or its service is stopped.
+    Time,
+    /// Autoscale stays in its bounds, goes down only as the load and the steps allow, and comes to rest under a steady load.
+    Scale,
+    /// Ejected: a share, never all, for its failures only, and not for ever.
+    Ejection,
+    /// Shares of the requests as the rollout's step allows.
+    Split,
+    /// A step is held to its end.
+    Step,
+    /// A failed gate refuses at once.
+    Gate,
 }
 
 /// A law that a plan breaks.
@@ -86,7 +109,15 @@ pub fn fleet_breaches(desired: &Desired, before: &FleetView, plan: &Plan<FleetAc
                 });
             }
             FleetAction::Prove { service, revision } => {
-                found.proof(desired.services.get(service), service, *revision, of(service), now);
+                let known = (desired.services.get(service), before.autoscaled(service));
+                found.proof(known, service, *revision, of(service), now);
+            }
+            FleetAction::Step {
+                service,
+                revision,
+                step,
+            } => {
+                found.step(service, desired.services.get(service), (*revision, *step), before, now);
             }
             FleetAction::Forget { service } => {
                 let ok = of(service).is_empty() && desired.services.get(service).is_some_and(|s| s.record.deleting);
@@ -108,9 +139,25 @@ pub fn fleet_breaches(desired: &Desired, before: &FleetView, plan: &Plan<FleetAc
         });
     }
     for (name, service) in &desired.services {
+        let taken_back = refused.contains_key(name);
+        found.gate(name, service, before, taken_back);
+        if let Some(assigned) = assignment.services.get(name) {
+            found.split(name, service, assigned, of(name), taken_back);
+        }
         let groups = assignment.services.get(name).map(|a| &a.groups);
         let groups: Vec<_> = groups.into_iter().flatten().collect();
-        found.groups(name, service, &groups, of(name), refused.get(name).copied());
+        let autoscaled = before.autoscaled(name);
+        found.groups(
+            (name, autoscaled),
+            service,
+            &groups,
+            of(name),
+            refused.get(name).copied(),
+        );
+        // What this very plan refuses has lost its share already.
+        if !refused.contains_key(name) {
+            found.bounds(name, service, &groups, of(name));
+        }
     }
     found.0
 }
@@ -160,7 +207,8 @@ pub fn node_breaches(assigned: &Assignment, before: &NodeView, plan: &Plan<NodeA
         }
         found.action(action, replica, group, passed.contains(&id), now);
     }
-    found.counts(assigned, before, &created, &gone);
+    found.counts(assigned, before, &created, &gone, now);
+    ejection::breaches(&mut found, assigned, before, plan, now);
     found.0
 }
 
@@ -173,6 +221,8 @@ pub fn named(action: &NodeAction) -> ReplicaId {
         | NodeAction::Ready { replica }
         | NodeAction::Admit { replica }
         | NodeAction::Withdraw { replica }
+        | NodeAction::Eject { replica, .. }
+        | NodeAction::Return { replica }
         | NodeAction::Drain { replica, .. }
         | NodeAction::Stop { replica }
         | NodeAction::Kill { replica, .. }
@@ -211,7 +261,7 @@ impl Found {
     /// A revision is proved by all wanted replicas having served for `min_healthy`, alone in the routes.
     fn proof(
         &mut self,
-        service: Option<&DesiredService>,
+        (service, autoscaled): (Option<&DesiredService>, Option<u32>),
         name: &ServiceName,
         number: RevisionNumber,
         replicas: &[&Replica],
@@ -223,10 +273,11 @@ impl Found {
                 format!("revision {number} is proved, but not wanted")
             });
         };
+        self.proof_by_steps(name, service);
         let min_healthy = revision.spec.rollout.min_healthy;
         let healthy = |r: &&&Replica| matches!(r.phase, Phase::Serving { since } if now >= since.plus(min_healthy));
         let healthy = replicas.iter().filter(|r| r.revision == number).filter(healthy).count();
-        let wanted = wanted_replicas(&service.record, revision);
+        let wanted = wanted_replicas(&service.record, revision, autoscaled);
         let older = replicas
             .iter()
             .any(|r| r.revision != number && matches!(r.phase, Phase::Serving { .. }));
@@ -241,7 +292,7 @@ impl Found {
     /// L1, L2, L4, L6 of what a service is assigned.
     fn groups(
         &mut self,
-        name: &ServiceName,
+        (name, autoscaled): (&ServiceName, Option<u32>),
         service: &DesiredService,
         groups: &[(&RevisionNumber, &Group)],
         replicas: &[&Replica],
@@ -275,15 +326,18 @@ impl Found {
         }
         // While a revision changes, the larger of the two counts.
         let of = |n: Option<RevisionNumber>| n.and_then(|n| service.revisions.get(&n));
-        let count = |r: &Revision| wanted_replicas(record, r);
+        let count = |r: &Revision| wanted_replicas(record, r, autoscaled);
         let (wanted, stable) = (of(Some(record.wanted)), of(record.stable));
         let most = wanted
             .map_or(0, |r| count(r))
             .max(stable.map_or(0, |r| count(r).max(1)));
         let surge = |r: &Revision| Room::of(&r.spec.rollout, count(r), most).surge;
         let surge = wanted.map_or(0, |r| surge(r)).max(stable.map_or(0, |r| surge(r)));
+        let by_steps = wanted.filter(|r| !r.spec.rollout.steps().is_empty()).map_or(0, |r| {
+            super::rollout::beside(count(r), stable.map_or(0, |s| count(s).max(1)))
+        });
         self.unless(
-            wanted.is_none() || total <= most.saturating_add(surge),
+            wanted.is_none() || total <= most.saturating_add(surge).max(by_steps),
             Law::L2,
             name,
             || format!("{total} replicas, wanted {most} and {surge} beyond"),
@@ -293,7 +347,10 @@ impl Found {
         } else {
             wanted
         };
-        if goal.is_none_or(|r| count(r) == 0) {
+        // What recreates has agreed to a gap.
+        let there = || replicas.iter().map(|r| r.revision);
+        let trial = goal.is_some_and(|r| record.stable != Some(r.number));
+        if goal.is_none_or(|r| count(r) == 0 || super::rollout::recreates(service, r, trial, there())) {
             return;
         }
         let mut serving: BTreeMap<RevisionNumber, u32> = BTreeMap::new();
@@ -306,6 +363,31 @@ impl Found {
             .sum();
         self.unless(serving.is_empty() || kept > 0, Law::L1, name, || {
             format!("{} serve, none is kept", serving.values().sum::<u32>())
+        });
+    }
+
+    /// An autoscaled service that is at rest runs within its bounds, and none only where `min` is 0.
+    fn bounds(
+        &mut self,
+        name: &ServiceName,
+        service: &DesiredService,
+        groups: &[(&RevisionNumber, &Group)],
+        replicas: &[&Replica],
+    ) {
+        let record = &service.record;
+        let Some((revision, autoscale)) = super::scale::autoscaled(service) else {
+            return;
+        };
+        let off = super::fleet::turned_off(record, revision);
+        let [(number, group)] = groups else { return };
+        if off || **number != revision.number || group.retiring {
+            return;
+        }
+        let (min, max) = super::scale::bounds(record, autoscale);
+        // Before its dependencies serve it has none yet.
+        let waits = group.replicas == 0 && replicas.is_empty() && !revision.spec.depends_on.is_empty();
+        self.unless(waits || (min..=max).contains(&group.replicas), Law::Scale, name, || {
+            format!("{} replicas, bounds are {min}..{max}", group.replicas)
         });
     }
 
@@ -335,7 +417,10 @@ impl Found {
             }
             NodeAction::Stop { .. } => {
                 let ok = match phase {
-                    Phase::Draining { until, .. } => replica.in_flight == 0 || now >= *until,
+                    Phase::Draining { since, until } => {
+                        let grace = group.and_then(|g| g.grace).map_or(*until, |grace| since.plus(grace));
+                        replica.in_flight == 0 || now >= grace.min(*until)
+                    }
                     Phase::Idle { .. } => replica.in_flight == 0,
                     Phase::Starting { .. } | Phase::Started { .. } => true,
                     _ => false,
@@ -369,7 +454,11 @@ impl Found {
                 let spec = group.map(|g| &g.revision.spec);
                 let traps = spec.map_or(u32::MAX, |s| s.traffic.consecutive_failures.max(1));
                 let probes = spec.map_or(u32::MAX, |s| s.startup.failures.max(1));
+                let lives = spec
+                    .and_then(|s| s.liveness.as_ref())
+                    .map_or(u32::MAX, |p| p.failures.max(1));
                 let ok = replica.consecutive_traps >= traps
+                    || replica.live.failures >= lives
                     || matches!(phase, Phase::Started { .. }) && replica.probe_failures >= probes;
                 self.replica(ok, Law::L7, replica, || "killed without a cause".into());
             }
@@ -389,6 +478,7 @@ impl Found {
         before: &NodeView,
         created: &BTreeMap<(&ServiceName, RevisionNumber), u32>,
         gone: &BTreeSet<ReplicaId>,
+        now: Millis,
     ) {
         let mut lives: BTreeMap<(&ServiceName, RevisionNumber), Live> = BTreeMap::new();
         for (key, n) in created {
@@ -396,13 +486,15 @@ impl Found {
         }
         for replica in before.replicas.iter().filter(|r| !is_leaving(r)) {
             let live = lives.entry((&replica.service, replica.revision)).or_default();
-            let serving = u32::from(matches!(replica.phase, Phase::Serving { .. }));
-            live.serving_before += serving;
-            live.before += 1;
             let group = assigned
                 .services
                 .get(&replica.service)
                 .and_then(|a| a.groups.get(&replica.revision));
+            // What is taken for dead is not the plan's to keep.
+            let dead = group.is_some_and(|g| health::doomed(g, replica, now));
+            let serving = u32::from(matches!(replica.phase, Phase::Serving { .. }) && !dead);
+            live.serving_before += serving;
+            live.before += 1;
             live.old_generation |= group.is_some_and(|g| replica.generation < g.generation);
             if gone.contains(&replica.id) {
                 live.gone += 1;

@@ -2,7 +2,7 @@
 //! that "restarts", "deaths" and "ready" mean the same everywhere. Decides nothing.
 
 use crate::model::service::{ReadinessProbe, Restart};
-use crate::model::{Death, Millis, Phase, Probing, Replica, ReplicaId, RevisionNumber, ServiceName};
+use crate::model::{Death, Live, Millis, Phase, Probing, Replica, ReplicaId, RevisionNumber, ServiceName};
 
 /// A new replica, marked before its start task runs.
 pub fn created(id: ReplicaId, service: ServiceName, revision: RevisionNumber, generation: u64, now: Millis) -> Replica {
@@ -21,10 +21,15 @@ pub fn created(id: ReplicaId, service: ServiceName, revision: RevisionNumber, ge
         probe_error: None,
         crash_loop: false,
         probed_at: None,
+        probe_sent: None,
         probing: None,
         ready: false,
         in_flight: 0,
         consecutive_traps: 0,
+        consecutive_failures: 0,
+        ejected_until: None,
+        ejections: 0,
+        live: Live::default(),
     }
 }
 
@@ -34,6 +39,8 @@ pub fn restarting(replica: &mut Replica, now: Millis) {
     replica.restarts_total += 1;
     forget_probes(replica);
     replica.consecutive_traps = 0;
+    replica.ejections = 0;
+    back(replica);
 }
 
 /// Its start task succeeded. Ignored when it is no longer starting (stopped meanwhile).
@@ -47,8 +54,14 @@ pub fn started(replica: &mut Replica, now: Millis) {
 }
 
 /// A probe was sent.
-pub fn probing(replica: &mut Replica, probe: Probing) {
+pub fn probing(replica: &mut Replica, probe: Probing, now: Millis) {
+    if probe == Probing::Liveness {
+        replica.live.asking = true;
+        replica.live.sent = Some(now);
+        return;
+    }
     replica.probing = Some(probe);
+    replica.probe_sent = Some(now);
 }
 
 /// A probe ended. Ignored when none is under way (a late answer).
@@ -71,11 +84,50 @@ pub fn probed(replica: &mut Replica, outcome: Result<(), String>, readiness: Opt
     }
 }
 
+/// A liveness probe ended. `None`: it could not be asked (no room just then), which says nothing.
+pub fn lived(replica: &mut Replica, outcome: Option<Result<(), String>>) {
+    if !std::mem::take(&mut replica.live.asking) {
+        return;
+    }
+    match outcome {
+        None => {}
+        Some(Ok(())) => (replica.live.failures, replica.live.error) = (0, None),
+        Some(Err(said)) => {
+            replica.live.failures = replica.live.failures.saturating_add(1);
+            replica.live.error = Some(said);
+        }
+    }
+}
+
+/// Out of the routes for its failures, while it goes on serving what it has.
+pub fn ejected(replica: &mut Replica, until: Millis, now: Millis) {
+    if healthy(replica, now) {
+        replica.ejections = 0;
+    }
+    replica.ejections = replica.ejections.saturating_add(1);
+    replica.ejected_until = Some(until);
+    replica.consecutive_failures = 0;
+}
+
+/// In the routes again. It serves from now on, so that a minute without failures forgives its past.
+pub fn returned(replica: &mut Replica, now: Millis) {
+    back(replica);
+    if matches!(replica.phase, Phase::Serving { .. }) {
+        replica.phase = Phase::Serving { since: now };
+    }
+}
+
+fn back(replica: &mut Replica) {
+    replica.ejected_until = None;
+    replica.consecutive_failures = 0;
+}
+
 /// Its startup probe passed (`NodeAction::Ready`). With a readiness probe it is ready only once that has passed.
 pub fn ready(replica: &mut Replica, readiness: Option<&ReadinessProbe>, now: Millis) {
     replica.phase = Phase::Idle { since: now };
     forget_probes(replica);
     replica.ready = readiness.is_none();
+    replica.live.sent = Some(now);
 }
 
 /// It is in the routes.
@@ -86,18 +138,21 @@ pub fn admitted(replica: &mut Replica, now: Millis) {
 /// It is out of the routes, but lives on.
 pub fn withdrawn(replica: &mut Replica, now: Millis) {
     replica.phase = Phase::Idle { since: now };
+    back(replica);
 }
 
 /// It is out of the routes for good.
 pub fn draining(replica: &mut Replica, until: Millis, now: Millis) {
     replica.phase = Phase::Draining { since: now, until };
     replica.probing = None;
+    back(replica);
 }
 
 /// Its stop task runs.
 pub fn stopping(replica: &mut Replica, now: Millis) {
     replica.phase = Phase::Stopping { since: now };
     replica.probing = None;
+    back(replica);
 }
 
 /// It is gone because we stopped it.
@@ -134,10 +189,28 @@ pub fn died(replica: &mut Replica, death: Death, restart: &Restart, now: Millis)
     if matches!(death, Death::StartTrapped { .. }) {
         replica.start_failures = replica.start_failures.saturating_add(1);
     }
+    back(replica);
     replica.last_death = Some((now, death.clone()));
     replica.phase = Phase::Dead { at: now, death };
     replica.probing = None;
     replica.in_flight = 0;
+}
+
+/// What kept it from being prepared is gone: its back-off starts anew. False when it did not wait for that.
+pub fn preparable(replica: &mut Replica) -> bool {
+    let waits = matches!(
+        replica.phase,
+        Phase::Dead {
+            death: Death::CannotPrepare { .. },
+            ..
+        }
+    );
+    if waits {
+        replica.restarts = 0;
+        replica.deaths.clear();
+        replica.crash_loop = false;
+    }
+    waits
 }
 
 /// In the routes for so long that its past is forgiven.
@@ -149,8 +222,10 @@ fn forget_probes(replica: &mut Replica) {
     replica.probe_failures = 0;
     replica.probe_error = None;
     replica.probed_at = None;
+    replica.probe_sent = None;
     replica.probing = None;
     replica.ready = false;
+    replica.live = Live::default();
 }
 
 #[cfg(test)]

@@ -5,18 +5,49 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::node::is_leaving;
-use super::rolling::{self, Have, Room};
+use super::rolling::{self, Have, Room, Share};
+use super::rollout::{self, Held};
+use super::scale;
 use super::trial::{self, Verdict};
 use super::words;
 use super::{
     Assigned, Assignment, Desired, DesiredService, FleetAction, FleetView, Group, Note, Plan, Progress, depends,
 };
-use crate::model::{Millis, Phase, Replica, Revision, RevisionNumber, RevisionState, ServiceName, ServiceRecord};
+use crate::model::{
+    Millis, Phase, Replica, ReplicaCount, Revision, RevisionNumber, RevisionState, ServiceName, ServiceRecord, Why,
+};
 
-/// Replicas that `record` wants of `revision`: what `scale` said under it or a newer one, else what its file says.
-pub fn wanted_replicas(record: &ServiceRecord, revision: &Revision) -> u32 {
+/// Replicas that `record` wants of `revision`: what a schedule in force says, else what `scale` said under it or a newer one, else
+/// what its file says. With `[autoscale]` that is where it begins, `autoscaled` where it is now, and a schedule's number its floor. A
+/// command has none.
+pub fn wanted_replicas(record: &ServiceRecord, revision: &Revision, autoscaled: Option<u32>) -> u32 {
+    if revision.spec.is_job() {
+        return 0;
+    }
+    let (first, scheduled) = (first_replicas(record, revision), super::schedule::scheduled(record));
+    match &revision.spec.autoscale {
+        Some(autoscale) if !turned_off(record, revision) => {
+            let (min, max) = scale::bounds(record, autoscale);
+            let count = autoscaled.unwrap_or(first).clamp(min, max);
+            count.max(scheduled.unwrap_or(0))
+        }
+        _ => scheduled.unwrap_or(first),
+    }
+}
+
+/// The count before any load: what `scale` said, else what the file says.
+pub(crate) fn first_replicas(record: &ServiceRecord, revision: &Revision) -> u32 {
+    by_hand(record, revision).unwrap_or(revision.spec.replicas).get()
+}
+
+/// `scale NAME 0` by hand holds against autoscale too, until another number is given.
+pub(crate) fn turned_off(record: &ServiceRecord, revision: &Revision) -> bool {
+    by_hand(record, revision).is_some_and(|n| n.get() == 0)
+}
+
+fn by_hand(record: &ServiceRecord, revision: &Revision) -> Option<ReplicaCount> {
     let holds = record.scaled_under.is_none_or(|newest| revision.number <= newest);
-    record.scaled.filter(|_| holds).unwrap_or(revision.spec.replicas).get()
+    record.scaled.filter(|_| holds)
 }
 
 /// Whether the wanted revision has still to prove itself.
@@ -33,6 +64,7 @@ pub fn on_trial(service: &DesiredService) -> bool {
 /// no replica or has none (stopped, scaled to none, waiting for a dependency), nor while a first start is under way: compiling a
 /// large module takes its time, within a limit of its own.
 pub fn observe(desired: &Desired, view: &mut FleetView, now: Millis) {
+    scale::observe(desired, view, now);
     let mut serving: BTreeMap<(&ServiceName, RevisionNumber), u32> = BTreeMap::new();
     let mut there: BTreeSet<&ServiceName> = BTreeSet::new();
     let mut preparing: BTreeSet<(&ServiceName, RevisionNumber)> = BTreeSet::new();
@@ -47,12 +79,13 @@ pub fn observe(desired: &Desired, view: &mut FleetView, now: Millis) {
     }
     let mut progress = BTreeMap::new();
     let mut empty = BTreeMap::new();
-    for (name, service) in &desired.services {
+    let mut stages = BTreeMap::new();
+    for (name, service) in desired.services.iter().filter(|(_, s)| !s.is_job()) {
         let wanted = service.record.wanted;
         let wants = service
             .revisions
             .get(&wanted)
-            .map_or(0, |r| wanted_replicas(&service.record, r));
+            .map_or(0, |r| wanted_replicas(&service.record, r, view.autoscaled(name)));
         let active = !service.record.stopped && !service.record.deleting && wants > 0;
         if active && !there.contains(name) {
             empty.insert(name.clone(), view.empty.get(name).copied().unwrap_or(now));
@@ -69,16 +102,38 @@ pub fn observe(desired: &Desired, view: &mut FleetView, now: Millis) {
                     since: now,
                     moved: now,
                     serving: 0,
+                    waited: false,
                 });
-            if serving > p.serving || !active || !there.contains(name) || preparing.contains(&(name, wanted)) {
+            let assigned = view.assigned.services.get(name);
+            let told = assigned.and_then(|a| a.groups.get(&wanted)).map_or(0, |g| g.replicas);
+            let by_choice = told == 0 || serving >= told && is_patient(service);
+            if serving > p.serving
+                || !active
+                || !there.contains(name)
+                || preparing.contains(&(name, wanted))
+                || by_choice
+                || p.waited
+            {
                 p.moved = now;
+            }
+            p.waited = by_choice;
+            if let Some(stage) = rollout::stage(service, assigned, serving, view.stages.get(name), now) {
+                stages.insert(name.clone(), stage);
             }
             p.serving = p.serving.max(serving);
             progress.insert(name.clone(), p);
         }
     }
+    view.measures.retain(|name, m| stages.get(name) == Some(&m.stage));
+    view.stages = stages;
     view.progress = progress;
     view.empty = empty;
+}
+
+/// With all new replicas serving that were asked for, this rollout waits by its own choice: it holds a step, or is paused.
+fn is_patient(service: &DesiredService) -> bool {
+    let record = &service.record;
+    rollout::is_paused(record) || rollout::by_steps(service).is_some()
 }
 
 /// What should run, and what is now known about revisions. Linear in services and replicas.
@@ -99,10 +154,11 @@ pub fn fleet(desired: &Desired, view: &FleetView, now: Millis) -> Plan<FleetActi
         now,
     };
     let mut assignment = Assignment::default();
-    for (name, service) in &desired.services {
-        let groups = planner.service(name, service);
-        if !groups.is_empty() {
-            assignment.services.insert(name.clone(), Assigned { groups });
+    for (name, service) in desired.services.iter().filter(|(_, s)| !s.is_job()) {
+        let mut assigned = planner.service(name, service);
+        assigned.asleep = planner.scaled(name, service);
+        if !assigned.groups.is_empty() {
+            assignment.services.insert(name.clone(), assigned);
         }
     }
     if assignment != view.assigned {
@@ -112,6 +168,16 @@ pub fn fleet(desired: &Desired, view: &FleetView, now: Millis) -> Plan<FleetActi
 }
 
 type Groups = BTreeMap<RevisionNumber, Group>;
+type Split = BTreeMap<RevisionNumber, u32>;
+
+/// Requests go to whoever serves.
+fn alike(groups: Groups) -> Assigned {
+    Assigned {
+        groups,
+        split: Split::new(),
+        asleep: false,
+    }
+}
 
 struct Planner<'a> {
     desired: &'a Desired,
@@ -131,7 +197,7 @@ struct Tally {
 }
 
 impl<'a> Planner<'a> {
-    fn service(&mut self, name: &'a ServiceName, service: &'a DesiredService) -> Groups {
+    fn service(&mut self, name: &'a ServiceName, service: &'a DesiredService) -> Assigned {
         let replicas = self.by_service.get(name).cloned().unwrap_or_default();
         let record = &service.record;
         let mut tallies: BTreeMap<RevisionNumber, Tally> = BTreeMap::new();
@@ -149,10 +215,10 @@ impl<'a> Planner<'a> {
             if replicas.is_empty() {
                 self.plan.actions.push(FleetAction::Forget { service: name.clone() });
             }
-            return groups;
+            return alike(groups);
         }
         if record.stopped {
-            return keep_routes(groups, record, service);
+            return alike(keep_routes(groups, record, service));
         }
         let Some(wanted) = service.revisions.get(&record.wanted) else {
             self.note(
@@ -165,7 +231,7 @@ impl<'a> Planner<'a> {
                 .assigned
                 .services
                 .get(name)
-                .map_or(groups, |a| a.groups.clone());
+                .map_or_else(|| alike(groups), Assigned::clone);
         };
         let refused = is_refused(wanted) || self.judge(name, service, wanted, &replicas);
         let stable = record
@@ -174,14 +240,14 @@ impl<'a> Planner<'a> {
             .and_then(|number| service.revisions.get(&number))
             .filter(|revision| !is_refused(revision));
         let Some(base) = (if refused { stable } else { Some(wanted) }) else {
-            keep_superseded(&mut groups, record, service, &tallies);
-            return groups;
+            keep_superseded(&mut groups, service, self.view.autoscaled(name), &tallies);
+            return alike(groups);
         };
-        let goal = wanted_replicas(record, base);
+        let goal = self.wanted(name, record, base);
         if goal == 0 || self.waits(name, base, &replicas) {
-            return keep_routes(groups, record, service);
+            return alike(keep_routes(groups, record, service));
         }
-        self.share(
+        let split = self.share(
             name,
             service,
             Goal { base, stable, goal },
@@ -189,7 +255,11 @@ impl<'a> Planner<'a> {
             &replicas,
             &mut groups,
         );
-        groups
+        Assigned {
+            groups,
+            split,
+            asleep: false,
+        }
     }
 
     /// True: `wanted` is refused by this plan.
@@ -201,7 +271,7 @@ impl<'a> Planner<'a> {
         replicas: &[&Replica],
     ) -> bool {
         let record = &service.record;
-        if !on_trial(service) || wanted_replicas(record, wanted) == 0 {
+        if !on_trial(service) || self.wanted(name, record, wanted) == 0 {
             return false;
         }
         let number = wanted.number;
@@ -212,7 +282,12 @@ impl<'a> Planner<'a> {
             .get(name)
             .and_then(|a| a.groups.get(&number));
         let of_it = replicas.iter().copied().filter(|r| r.revision == number);
-        match trial::verdict(wanted, of_it, self.view.progress.get(name), told, self.now) {
+        let patient = is_patient(service);
+        let verdict = match trial::verdict(wanted, of_it, self.view.progress.get(name), told, patient, self.now) {
+            Verdict::Open { until } => self.held(name, service, wanted, until),
+            refused => refused,
+        };
+        match verdict {
             Verdict::Open { until } => {
                 if let Some(until) = until {
                     self.plan.wake(until);
@@ -259,7 +334,10 @@ impl<'a> Planner<'a> {
         let circles = self.circles.get_or_insert_with(|| depends::circles(desired));
         let in_circle = circles.contains(name);
         let waits_for = depends::waits_for(&base.spec, |on| {
-            desired.services.get(on).is_some_and(can_serve)
+            desired
+                .services
+                .get(on)
+                .is_some_and(|s| can_serve(s, self.view.autoscaled(on)))
                 && !(in_circle && circles.contains(on))
                 && !self
                     .by_service
@@ -289,7 +367,7 @@ impl<'a> Planner<'a> {
         tallies: &BTreeMap<RevisionNumber, Tally>,
         replicas: &[&Replica],
         groups: &mut Groups,
-    ) {
+    ) -> Split {
         let record = &service.record;
         let of = |number: &RevisionNumber| tallies.get(number).copied().unwrap_or_default();
         let stable = stable.filter(|s| s.number != base.number);
@@ -307,12 +385,25 @@ impl<'a> Planner<'a> {
                 ..group(record, base, goal)
             };
             groups.insert(base.number, whole);
-            return;
+            return Split::new();
+        }
+        let recreates = rollout::recreates(service, base, on_trial, replicas.iter().map(|r| r.revision));
+        if recreates && replicas.iter().any(|r| r.revision != base.number) {
+            let none = group(record, base, 0);
+            groups.insert(base.number, Group { on_trial, ..none });
+            let left = replicas.iter().filter(|r| r.revision != base.number).count();
+            let left = words::many(words::count(left), "older replica");
+            self.note(
+                name,
+                base.number,
+                format!("recreate: {left} left to drain before revision {} starts", base.number),
+            );
+            return Split::new();
         }
         let counted = self.counted(base, replicas);
         // Whatever its file says, the last that serves is kept.
         let before = stable.map_or(0, |s| {
-            wanted_replicas(record, s).max(u32::from(of(&s.number).serving > 0))
+            self.wanted(name, record, s).max(u32::from(of(&s.number).serving > 0))
         });
         let room = Room::of(&base.spec.rollout, goal, goal.max(before));
         let is_stable = |n: &RevisionNumber| stable.is_some_and(|s| s.number == *n);
@@ -323,7 +414,20 @@ impl<'a> Planner<'a> {
             stable_serving: stable.map_or(0, |s| of(&s.number).serving),
             retiring_serving,
         };
-        let share = rolling::step(goal, before, room, have);
+        let course = rollout::by_steps(service).filter(|_| on_trial);
+        let paused = on_trial && rollout::is_paused(record);
+        let mut share = match &course {
+            Some(course) => course.share(goal, before, have),
+            None if recreates => Share {
+                new: goal,
+                ..Share::default()
+            },
+            None => rolling::step(goal, before, room, have),
+        };
+        // A pause keeps what there is; where nothing older serves there is nothing to keep.
+        if paused && course.is_none() && !recreates && (before > 0 || retiring_serving > 0) {
+            share = rolling::halt(share, goal.max(before), before, have);
+        }
         groups.insert(
             base.number,
             Group {
@@ -348,11 +452,21 @@ impl<'a> Planner<'a> {
                 left -= keep;
             }
         }
-        if on_trial && counted >= goal && old.is_empty() {
+        let told = rollout::told(self.view.assigned.services.get(name), base.number);
+        let weight = course.map(|c| c.in_force(goal, counted, of(&base.number).serving, told));
+        let ended = course.is_none_or(|c| c.is_last()) && !paused;
+        if on_trial && counted >= goal && old.is_empty() && ended {
             self.plan.actions.push(FleetAction::Prove {
                 service: name.clone(),
                 revision: base.number,
             });
+        } else if let (Some(course), Some(weight)) = (course, weight) {
+            let asked = course.replicas(goal);
+            self.note(
+                name,
+                base.number,
+                course.words(base.number, weight, (counted.min(asked), asked)),
+            );
         } else {
             let old_serving = have.stable_serving + have.retiring_serving;
             let mut text = format!(
@@ -363,8 +477,66 @@ impl<'a> Planner<'a> {
             if old_serving > 0 {
                 text.push_str(&format!(", {old_serving} older still serving"));
             }
+            if paused {
+                text.push_str("; paused");
+            }
             self.note(name, base.number, text);
         }
+        match (weight, stable) {
+            (Some(weight), Some(stable)) => rollout::split(
+                (base.number, of(&base.number).serving),
+                (stable.number, of(&stable.number).serving),
+                weight,
+            ),
+            _ => Split::new(),
+        }
+    }
+
+    /// What the stage of `wanted` says beside its replicas, which say nothing against it before `until`. A step that was held
+    /// to its end is an action.
+    fn held(
+        &mut self,
+        name: &ServiceName,
+        service: &DesiredService,
+        wanted: &Revision,
+        until: Option<Millis>,
+    ) -> Verdict {
+        let Some(stage) = self.view.stages.get(name).filter(|s| s.revision == wanted.number) else {
+            return Verdict::Open { until };
+        };
+        match rollout::held(service, wanted, stage, self.view.measures.get(name), self.now) {
+            Held::Failed(figures) => Verdict::Refused(Why::Gate, figures),
+            Held::Over => {
+                self.plan.actions.push(FleetAction::Step {
+                    service: name.clone(),
+                    revision: wanted.number,
+                    step: stage.step + 1,
+                });
+                Verdict::Open { until }
+            }
+            Held::Open { until: look } => Verdict::Open {
+                until: [until, look].into_iter().flatten().min(),
+            },
+        }
+    }
+
+    fn wanted(&self, name: &ServiceName, record: &ServiceRecord, revision: &Revision) -> u32 {
+        wanted_replicas(record, revision, self.view.autoscaled(name))
+    }
+
+    /// What autoscale says of a service, and when it must be looked at again. True: it is scaled to zero for want of requests.
+    fn scaled(&mut self, name: &ServiceName, service: &DesiredService) -> bool {
+        let (Some(scaling), Some((revision, _))) = (self.view.scaling.get(name), scale::autoscaled(service)) else {
+            return false;
+        };
+        if let Some(at) = scaling.look_again {
+            self.plan.wake(at);
+        }
+        if turned_off(&service.record, revision) {
+            return false;
+        }
+        self.note(name, revision.number, format!("autoscale: {}", scaling.text()));
+        scaling.count == 0
     }
 
     /// Replicas of `revision` that have served for `min_healthy`; asks to be woken when the next one has.
@@ -400,14 +572,15 @@ struct Goal<'a> {
 /// proved itself still serves is not taken away.
 fn keep_superseded(
     groups: &mut Groups,
-    record: &ServiceRecord,
     service: &DesiredService,
+    autoscaled: Option<u32>,
     tallies: &BTreeMap<RevisionNumber, Tally>,
 ) {
+    let record = &service.record;
     let mut left = service
         .revisions
         .get(&record.wanted)
-        .map_or(0, |r| wanted_replicas(record, r));
+        .map_or(0, |r| wanted_replicas(record, r, autoscaled));
     for (number, tally) in tallies.iter().rev().filter(|(n, _)| **n != record.wanted) {
         if let Some(revision) = service.revisions.get(number).filter(|r| !is_refused(r)) {
             let keep = tally.serving.min(left);
@@ -443,18 +616,19 @@ fn group(record: &ServiceRecord, revision: &Arc<Revision>, replicas: u32) -> Gro
         retiring: false,
         surge: 0,
         unavailable: 0,
+        grace: record.grace_ms.map(std::time::Duration::from_millis),
         revision: revision.clone(),
     }
 }
 
 /// Worth waiting for: it is meant to run and has a revision that may.
-fn can_serve(service: &DesiredService) -> bool {
+fn can_serve(service: &DesiredService, autoscaled: Option<u32>) -> bool {
     let record = &service.record;
     let revision = |n: &RevisionNumber| {
         service
             .revisions
             .get(n)
-            .filter(|r| !is_refused(r) && wanted_replicas(record, r) > 0)
+            .filter(|r| !is_refused(r) && wanted_replicas(record, r, autoscaled) > 0)
     };
     !record.stopped
         && !record.deleting

@@ -88,6 +88,19 @@ pub fn delay(restart: &Restart, replica: &Replica, seed: u64) -> Duration {
     }
 }
 
+/// How long a job waits after its `failures`th failed attempt: grown as the wait of a replica. `of` spreads the runs.
+pub fn backoff(restart: &Restart, failures: u32, of: u64, seed: u64) -> Duration {
+    if failures <= 1 {
+        return restart.initial.min(restart.max);
+    }
+    let whole = grown(restart, failures - 1);
+    if restart.jitter {
+        jittered(whole, seed, ReplicaId(of), failures)
+    } else {
+        whole
+    }
+}
+
 /// `initial * factor ^ steps`, at most `max`.
 fn grown(restart: &Restart, steps: u32) -> Duration {
     /// Beyond so many steps even a factor of 1.05 has grown a billion times; a factor of 1 never grows.

@@ -60,8 +60,41 @@ pub(crate) fn routed(group: &Group, replica: &Replica, serving: bool, now: Milli
     }
 }
 
+/// Taken for dead though it is in the routes: whatever else a plan does with it, it is not lost by that.
+pub(crate) fn doomed(group: &Group, replica: &Replica, now: Millis) -> bool {
+    [routed(group, replica, true, now), liveness(group, replica, now)]
+        .iter()
+        .any(|health| matches!(health, Health::Kill(_)))
+}
+
+/// Whether a replica that has passed its startup probe still lives, by its liveness probe.
+pub(crate) fn liveness(group: &Group, replica: &Replica, now: Millis) -> Health {
+    let (Some(probe), live) = (&group.revision.spec.liveness, &replica.live) else {
+        return Health::Quiet(None);
+    };
+    if live.failures >= probe.failures.max(1) {
+        let last = live.error.clone().unwrap_or_else(|| "no answer".into());
+        return Health::Kill(Death::Liveness { last });
+    }
+    match live.sent.map(|at| at.plus(probe.interval)) {
+        _ if live.asking => Health::Quiet(None),
+        Some(at) if now < at => Health::Quiet(Some(at)),
+        _ => Health::Probe(Probing::Liveness),
+    }
+}
+
+/// It is about to leave the routes for a reason of its own.
+pub(crate) fn leaves(group: &Group, replica: &Replica, now: Millis) -> bool {
+    match liveness(group, replica, now) {
+        Health::Kill(_) => true,
+        // It is asked first; the rest comes with the next plan.
+        Health::Probe(_) => false,
+        _ => matches!(routed(group, replica, true, now), Health::Kill(_) | Health::Withdraw),
+    }
+}
+
 fn due(replica: &Replica, interval: Duration, probe: Probing, now: Millis) -> Health {
-    match replica.probed_at.map(|at| at.plus(interval)) {
+    match replica.probe_sent.map(|at| at.plus(interval)) {
         Some(at) if now < at => Health::Quiet(Some(at)),
         _ => Health::Probe(probe),
     }

@@ -6,14 +6,23 @@
 //! or seen goes into a replica's record through [`facts`], at once and before any task runs: an action is decided again as
 //! long as its effect is not in the record. [`world::World`] is exactly this loop, in virtual time.
 
+pub mod capabilities;
 pub mod check;
+pub mod check_jobs;
 mod depends;
+mod eject;
 pub mod facts;
 pub mod fleet;
+pub mod gates;
 pub mod heal;
 mod health;
+pub mod hold;
+pub mod job;
 pub mod node;
 mod rolling;
+pub mod rollout;
+pub mod scale;
+pub mod schedule;
 pub mod status;
 #[cfg(test)]
 mod tests;
@@ -23,11 +32,14 @@ pub mod world;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde::Serialize;
 
+use crate::model::schedule::{ScheduleState, Schedules};
 use crate::model::{
-    Death, Millis, Probing, Replica, ReplicaId, Revision, RevisionNumber, ServiceName, ServiceRecord, Why,
+    Death, JobRun, Millis, Probing, Replica, ReplicaId, Revision, RevisionNumber, RunId, ServiceName, ServiceRecord,
+    Why,
 };
 
 /// What a planner decided, why, and when to ask again at the latest.
@@ -69,6 +81,18 @@ pub struct Note {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Desired {
     pub services: BTreeMap<ServiceName, DesiredService>,
+    /// What is kept of each schedule.
+    pub schedules: Schedules,
+    /// Runs of command services: all that are open, and the newest that have ended.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub runs: BTreeMap<ServiceName, BTreeMap<RunId, Arc<JobRun>>>,
+}
+
+impl Desired {
+    /// What is kept of this schedule.
+    pub fn state_of(&self, service: &ServiceName, schedule: &str) -> Option<&ScheduleState> {
+        self.schedules.get(service)?.get(schedule).map(|state| &**state)
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -76,6 +100,15 @@ pub struct DesiredService {
     pub record: ServiceRecord,
     /// The wanted and the stable revision, and each that still has replicas.
     pub revisions: BTreeMap<RevisionNumber, Arc<Revision>>,
+}
+
+impl DesiredService {
+    /// It is run to its end instead of serving: the planners of replicas leave it alone.
+    pub fn is_job(&self) -> bool {
+        self.revisions
+            .get(&self.record.wanted)
+            .is_some_and(|revision| revision.spec.is_job())
+    }
 }
 
 /// What is, seen from the leader: every replica of the node(s), and when each rollout began and last moved.
@@ -87,8 +120,23 @@ pub struct FleetView {
     pub progress: BTreeMap<ServiceName, Progress>,
     /// Since when a service that wants replicas has none; [`fleet::observe`] keeps it. Bounds the wait for `depends_on`.
     pub empty: BTreeMap<ServiceName, Millis>,
+    /// What the data path says of the autoscaled services now; the shell samples it before each [`fleet::observe`].
+    pub loads: BTreeMap<ServiceName, scale::Load>,
+    /// How far each autoscaled service is scaled, kept by [`fleet::observe`].
+    pub scaling: BTreeMap<ServiceName, scale::Scaling>,
     /// What the node was told last.
     pub assigned: Assignment,
+    /// The step that each rollout holds, or the trial that is measured; [`fleet::observe`] keeps it.
+    pub stages: BTreeMap<ServiceName, rollout::Stage>,
+    /// What the shell measured since those stages began; of a service without gates nothing.
+    pub measures: BTreeMap<ServiceName, gates::Measures>,
+}
+
+impl FleetView {
+    /// The count that autoscale has found for this service.
+    pub fn autoscaled(&self, name: &ServiceName) -> Option<u32> {
+        self.scaling.get(name).map(|s| s.count)
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -98,6 +146,8 @@ pub struct Progress {
     pub moved: Millis,
     /// Most new replicas that served at once so far.
     pub serving: u32,
+    /// At the last look it waited by its own choice: nobody looked while it did.
+    pub waited: bool,
 }
 
 /// What one node should run. On a single machine the fleet planner writes it and the node planner reads it, in one process.
@@ -109,8 +159,12 @@ pub struct Assignment {
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Assigned {
+    /// Thousandths of the requests by revision, a thousand in all; empty: all replicas that serve are alike.
+    pub split: BTreeMap<RevisionNumber, u32>,
     /// Replicas by revision; zero or absent: drain them.
     pub groups: BTreeMap<RevisionNumber, Group>,
+    /// Scaled to zero by autoscale: requests are held until a replica serves.
+    pub asleep: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -126,6 +180,8 @@ pub struct Group {
     pub surge: u32,
     /// Below `replicas`, while an older generation is replaced. With `surge` 0 too, the replacing waits.
     pub unavailable: u32,
+    /// Of what leaves, instead of the file's `traffic.drain`: somebody asked for it.
+    pub grace: Option<Duration>,
     pub revision: Arc<Revision>,
 }
 
@@ -160,6 +216,12 @@ pub enum FleetAction {
         detail: String,
         back_to: Option<RevisionNumber>,
     },
+    /// So many steps of the rollout of `revision` were held to their end.
+    Step {
+        service: ServiceName,
+        revision: RevisionNumber,
+        step: u32,
+    },
     /// A deleted service whose last replica is gone.
     Forget { service: ServiceName },
     /// Tell the node.
@@ -186,6 +248,10 @@ pub enum NodeAction {
     Admit { replica: ReplicaId },
     /// Unready: out of the routes, not stopped.
     Withdraw { replica: ReplicaId },
+    /// An outlier: out of the routes for its failures, back at `until` at the latest.
+    Eject { replica: ReplicaId, until: Millis },
+    /// Ejected long enough, or needed: into the routes again.
+    Return { replica: ReplicaId },
     /// Out of the routes for good; stop when nothing is in flight, or at `until`.
     Drain { replica: ReplicaId, until: Millis },
     /// Stop it now.

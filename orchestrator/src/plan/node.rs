@@ -1,8 +1,9 @@
 //! The node planner: makes this node's assignment true. Start, probe, admit, drain, stop, heal. Knows groups and replicas;
 //! nothing of services' history, other nodes or rollouts beyond "new generation beside old".
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
+use super::eject;
 use super::heal::{self, Heal};
 use super::health::{self, Health};
 use super::rolling::{self, Have, Room};
@@ -23,6 +24,7 @@ pub fn node(assigned: &Assignment, view: &NodeView, now: Millis) -> Plan<NodeAct
     let mut planner = Planner {
         plan: Plan::default(),
         later: Vec::new(),
+        outliers: BTreeSet::new(),
         next: view.next_id.first,
         seed: view.next_id.jitter_seed,
         now,
@@ -39,6 +41,8 @@ struct Planner {
     plan: Plan<NodeAction>,
     /// What comes after the admitting of the same service.
     later: Vec<NodeAction>,
+    /// Those of the service at hand that are ejected or come back by this plan.
+    outliers: BTreeSet<ReplicaId>,
     next: u64,
     seed: u64,
     now: Millis,
@@ -77,6 +81,7 @@ impl Planner {
             part.split(&mut self.plan, self.now);
         }
         self.keep_one_serving(name, &mut parts);
+        self.judge_outliers(name, &parts);
         for part in parts.values() {
             self.carry_out(name, part);
         }
@@ -86,11 +91,14 @@ impl Planner {
     /// wanted, the last one that serves stays until another does.
     fn keep_one_serving(&mut self, name: &ServiceName, parts: &mut BTreeMap<RevisionNumber, Part<'_>>) {
         let wanted = parts.values().any(|p| p.group.is_some_and(|g| g.replicas > 0));
-        if !wanted || parts.values().any(|p| p.stay.iter().any(|r| is_serving(r))) {
+        let now = self.now;
+        let lives =
+            |group: Option<&Group>, r: &Replica| is_serving(r) && group.is_none_or(|g| !health::doomed(g, r, now));
+        if !wanted || parts.values().any(|p| p.stay.iter().any(|r| lives(p.group, r))) {
             return;
         }
         for part in parts.values_mut().rev() {
-            let Some(at) = part.surplus.iter().position(|r| is_serving(r)) else {
+            let Some(at) = part.surplus.iter().position(|r| lives(part.group, r)) else {
                 continue;
             };
             let kept = part.surplus.remove(at);
@@ -101,6 +109,37 @@ impl Planner {
             );
             part.stay.push(kept);
             return;
+        }
+    }
+
+    /// Who leaves the routes for its failures and who comes back; they have their action, and are not tended in this plan.
+    fn judge_outliers(&mut self, name: &ServiceName, parts: &BTreeMap<RevisionNumber, Part<'_>>) {
+        let stay: Vec<(&Group, &Replica)> = parts
+            .values()
+            .filter_map(|part| Some((part.group?, &part.stay)))
+            .flat_map(|(group, stay)| stay.iter().map(move |r| (group, *r)))
+            .collect();
+        let outliers = eject::outliers(&stay, self.now);
+        self.outliers.clear();
+        if let Some(wake) = outliers.wake {
+            self.plan.wake(wake);
+        }
+        for replica in outliers.back {
+            self.outliers.insert(replica);
+            self.plan.actions.push(NodeAction::Return { replica });
+        }
+        for (replica, until) in outliers.eject {
+            self.outliers.insert(replica);
+            self.later.push(NodeAction::Eject { replica, until });
+        }
+        for (_, replica) in &stay {
+            if outliers.spared.contains(&replica.id) {
+                let text = format!(
+                    "{} of {name} keeps failing, but too many others are ejected or none else serves: it stays",
+                    replica.id
+                );
+                self.note(name, replica, text);
+            }
         }
     }
 
@@ -125,13 +164,32 @@ impl Planner {
             self.leave(part.group, replica);
         }
         for replica in &part.leaving {
-            self.see_off(replica);
+            self.see_off(part.group, replica);
         }
     }
 
     /// One that stays.
     fn tend(&mut self, group: &Group, replica: &Replica) {
         let id = replica.id;
+        if self.outliers.contains(&id) {
+            return;
+        }
+        if matches!(replica.phase, Phase::Idle { .. } | Phase::Serving { .. }) {
+            match health::liveness(group, replica, self.now) {
+                Health::Quiet(until) => {
+                    if let Some(until) = until {
+                        self.plan.wake(until);
+                    }
+                }
+                Health::Kill(death) => return self.kill(replica, death),
+                // The rest of it is seen to in the next plan, at once.
+                _ => {
+                    let probe = Probing::Liveness;
+                    self.later.push(NodeAction::Probe { replica: id, probe });
+                    return;
+                }
+            }
+        }
         let health = match &replica.phase {
             Phase::Starting { .. } | Phase::Draining { .. } | Phase::Stopping { .. } => return,
             Phase::Started { .. } => health::startup(group, replica, self.now),
@@ -163,15 +221,15 @@ impl Planner {
                 self.note(&replica.service, replica, format!("{id} is not ready: {said}"));
                 self.later.push(NodeAction::Withdraw { replica: id });
             }
-            Health::Kill(death) => {
-                self.note(
-                    &replica.service,
-                    replica,
-                    format!("{id} is taken for dead: {}", words::death(&death)),
-                );
-                self.later.push(NodeAction::Kill { replica: id, death });
-            }
+            Health::Kill(death) => self.kill(replica, death),
         }
+    }
+
+    fn kill(&mut self, replica: &Replica, death: Death) {
+        let id = replica.id;
+        let text = format!("{id} is taken for dead: {}", words::death(&death));
+        self.note(&replica.service, replica, text);
+        self.later.push(NodeAction::Kill { replica: id, death });
     }
 
     fn heal(&mut self, group: &Group, replica: &Replica, at: Millis, death: &Death) {
@@ -210,7 +268,8 @@ impl Planner {
     /// One that must leave: out of the routes first, stopped after its last request.
     fn leave(&mut self, group: Option<&Group>, replica: &Replica) {
         let id = replica.id;
-        let drain = group.map_or(Traffic::default().drain, |g| g.revision.spec.traffic.drain);
+        let of_file = |g: &Group| g.grace.unwrap_or(g.revision.spec.traffic.drain);
+        let drain = group.map_or(Traffic::default().drain, of_file);
         match replica.phase {
             Phase::Dead { .. } => self.later.push(NodeAction::Forget { replica: id }),
             Phase::Serving { .. } => self.later.push(NodeAction::Drain {
@@ -230,13 +289,19 @@ impl Planner {
         }
     }
 
-    /// One that is leaving already.
-    fn see_off(&mut self, replica: &Replica) {
+    /// One that is leaving already. A grace that was asked for meanwhile can only bring its end forward.
+    fn see_off(&mut self, group: Option<&Group>, replica: &Replica) {
+        let until = match replica.phase {
+            Phase::Draining { since, until } => group
+                .and_then(|g| g.grace)
+                .map_or(until, |grace| until.min(since.plus(grace))),
+            _ => self.now,
+        };
         match replica.phase {
-            Phase::Draining { until, .. } if replica.in_flight == 0 || self.now >= until => {
+            Phase::Draining { .. } if replica.in_flight == 0 || self.now >= until => {
                 self.later.push(NodeAction::Stop { replica: replica.id });
             }
-            Phase::Draining { since, until } => {
+            Phase::Draining { since, .. } => {
                 self.plan.wake(until);
                 let text = format!(
                     "{} drains for at most {}",
@@ -282,7 +347,8 @@ impl<'a> Part<'a> {
         if group.retiring {
             let (serving, rest) = std::mem::take(&mut self.stay).into_iter().partition(|r| is_serving(r));
             (self.stay, self.surplus) = (serving, rest);
-            self.surplus.append(&mut shed(&mut self.stay, group.replicas));
+            self.surplus
+                .append(&mut shed(&mut self.stay, group.replicas, group, now));
             return;
         }
         let (mut new, mut old): (Vec<_>, Vec<_>) = std::mem::take(&mut self.stay)
@@ -307,10 +373,10 @@ impl<'a> Part<'a> {
             );
             // An old one that does not serve is worth nothing: its slot goes to a new one at once.
             let keep = share.stable.min(count(old.iter().filter(|r| is_serving(r)).count()));
-            self.surplus.append(&mut shed(&mut old, keep));
+            self.surplus.append(&mut shed(&mut old, keep, group, now));
             goal = goal.min(goal.saturating_add(group.surge).saturating_sub(keep));
         }
-        self.surplus.append(&mut shed(&mut new, goal));
+        self.surplus.append(&mut shed(&mut new, goal, group, now));
         self.create = goal.saturating_sub(count(new.len()));
         self.stay = old;
         self.stay.append(&mut new);
@@ -318,16 +384,18 @@ impl<'a> Part<'a> {
     }
 }
 
-/// Removes the surplus over `keep` from `replicas`: first what does not serve, the least far on first, then the newest.
-fn shed<'a>(replicas: &mut Vec<&'a Replica>, keep: u32) -> Vec<&'a Replica> {
+/// Removes the surplus over `keep` from `replicas`: first what does not serve or is taken for dead, the least far on
+/// first, then the newest.
+fn shed<'a>(replicas: &mut Vec<&'a Replica>, keep: u32, group: &Group, now: Millis) -> Vec<&'a Replica> {
     let keep = usize::try_from(keep).unwrap_or(usize::MAX);
     if replicas.len() <= keep {
         return Vec::new();
     }
     replicas.sort_by_key(|r| {
         let far = match r.phase {
-            Phase::Serving { .. } => 0,
-            Phase::Idle { .. } => 1,
+            Phase::Serving { .. } if health::doomed(group, r, now) => 4,
+            Phase::Serving { .. } if r.ejected_until.is_none() => 0,
+            Phase::Serving { .. } | Phase::Idle { .. } => 1,
             Phase::Started { .. } => 2,
             Phase::Starting { .. } => 3,
             _ => 4,

@@ -74,6 +74,17 @@ pub(crate) fn step(wanted: u32, stable: u32, room: Room, have: Have) -> Share {
     }
 }
 
+/// A step that is not taken further: no more new ones than there are, and old ones in place of those that are missing.
+pub(crate) fn halt(share: Share, most: u32, stable: u32, have: Have) -> Share {
+    let new = share.new.min(have.new.max(1));
+    let kept = most.saturating_sub(new).saturating_sub(share.retiring);
+    Share {
+        new,
+        stable: share.stable.max(kept.min(stable)),
+        retiring: share.retiring,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,10 +1,10 @@
 //! How a service is, in one word and one sentence: derived from what is wanted and what is there, kept nowhere.
 
 use super::DesiredService;
-use super::fleet::{on_trial, wanted_replicas};
+use super::fleet::{on_trial, turned_off, wanted_replicas};
 use super::heal;
 use super::node::is_leaving;
-use super::words;
+use super::{rollout as by_steps, words};
 use crate::model::service::RestartPolicy;
 use crate::model::{Millis, Phase, Replica, Revision, RevisionNumber, RevisionState};
 
@@ -18,7 +18,15 @@ pub enum State {
     CrashLoop,
     Failed,
     Stopped,
+    /// No replicas or runs now, and schedules that go on.
+    Scheduled,
     Deleting,
+    /// A run of a command is open.
+    Running,
+    /// Its last run succeeded.
+    Succeeded,
+    /// Its last run was asked to end.
+    Cancelled,
 }
 
 impl State {
@@ -31,7 +39,11 @@ impl State {
             Self::CrashLoop => "crash-loop",
             Self::Failed => "failed",
             Self::Stopped => "stopped",
+            Self::Scheduled => "scheduled",
             Self::Deleting => "deleting",
+            Self::Running => "running",
+            Self::Succeeded => "succeeded",
+            Self::Cancelled => "cancelled",
         }
     }
 }
@@ -50,9 +62,10 @@ pub struct ServiceState {
     pub extra: u32,
 }
 
-/// How `service` is, given its `replicas` (others are ignored).
+/// How `service` is, given what autoscale wants of it and its `replicas` (others are ignored).
 pub fn state<'a>(
     service: &DesiredService,
+    autoscaled: Option<u32>,
     replicas: impl IntoIterator<Item = &'a Replica>,
     now: Millis,
 ) -> ServiceState {
@@ -67,7 +80,7 @@ pub fn state<'a>(
             .count(),
     );
     let base = going_to(service);
-    let wanted = base.map_or(0, |r| wanted_replicas(record, r));
+    let wanted = base.map_or(0, |r| wanted_replicas(record, r, autoscaled));
     let wanted = if record.stopped || record.deleting { 0 } else { wanted };
     let counted = serving.min(wanted);
     let (state, reason) = word(service, base, &replicas, wanted, now);
@@ -81,7 +94,7 @@ pub fn state<'a>(
 }
 
 /// The revision that should serve: the wanted one, or the stable one when that was refused.
-fn going_to(service: &DesiredService) -> Option<&Revision> {
+pub(super) fn going_to(service: &DesiredService) -> Option<&Revision> {
     let usable = |n: RevisionNumber| {
         service
             .revisions
@@ -117,8 +130,20 @@ fn word(
         let reason = refused.unwrap_or_else(|| format!("revision {} is not in the store", record.wanted));
         return (State::Failed, Some(reason));
     };
+    if wanted == 0 && replicas.is_empty() && !base.spec.schedules.is_empty() {
+        return (
+            State::Scheduled,
+            Some("no replicas until a schedule or `scale` wants some".into()),
+        );
+    }
     if wanted == 0 {
-        return (State::Stopped, Some("scaled to no replicas".into()));
+        return match (&base.spec.autoscale, turned_off(record, base)) {
+            (Some(_), false) => (
+                State::Healthy,
+                Some("scaled to zero: the next request starts a replica".into()),
+            ),
+            _ => (State::Stopped, Some("scaled to no replicas".into())),
+        };
     }
     let mine: Vec<&Replica> = replicas
         .iter()
@@ -142,7 +167,9 @@ fn word(
             .iter()
             .find_map(|r| trouble(r))
             .map_or_else(String::new, |why| format!("; {why}"));
-        return (state, Some(so_far + &trouble));
+        let course = by_steps::by_steps(service).filter(|_| state == State::Rolling);
+        let step = course.map_or_else(String::new, |course| format!("{}; ", course.at()));
+        return (state, Some(step + &so_far + &trouble));
     }
     if let Some(looping) = mine.iter().find(|r| crash_loops(base, r, now)) {
         let every = words::duration(base.spec.restart.max);
@@ -232,7 +259,11 @@ pub struct RolloutState {
 }
 
 /// How far the last change of revision is. Sees as much of the past as `service.revisions` holds.
-pub fn rollout<'a>(service: &DesiredService, replicas: impl IntoIterator<Item = &'a Replica>) -> RolloutState {
+pub fn rollout<'a>(
+    service: &DesiredService,
+    autoscaled: Option<u32>,
+    replicas: impl IntoIterator<Item = &'a Replica>,
+) -> RolloutState {
     let record = &service.record;
     // After a rollback the newest revision is the refused one, and wanted is what it went back to.
     let newest = service
@@ -266,9 +297,12 @@ pub fn rollout<'a>(service: &DesiredService, replicas: impl IntoIterator<Item = 
         }
     }
     let reason = why_refused(service, to).map(str::to_owned);
-    let wanted = service.revisions.get(&to).map_or(0, |r| wanted_replicas(record, r));
+    let wanted = service
+        .revisions
+        .get(&to)
+        .map_or(0, |r| wanted_replicas(record, r, autoscaled));
     // No replicas are wanted: nothing is left to come, though it has proved nothing yet.
-    let idle = wanted == 0 || record.stopped;
+    let idle = (wanted == 0 && !service.is_job()) || record.stopped;
     let state = match &reason {
         Some(_) => "refused",
         None if (on_trial(service) && !idle) || others => "running",

@@ -239,6 +239,7 @@ fn the_last_serving_replica_outlives_an_assignment_that_rested_on_one_that_died(
         retiring: false,
         surge: 0,
         unavailable: 0,
+        grace: None,
         revision,
     };
     let groups = [
@@ -246,7 +247,15 @@ fn the_last_serving_replica_outlives_an_assignment_that_rested_on_one_that_died(
         (RevisionNumber(2), group(Arc::new(newer), 1)),
     ];
     let assigned = Assignment {
-        services: [(service_name("hello"), Assigned { groups: groups.into() })].into(),
+        services: [(
+            service_name("hello"),
+            Assigned {
+                groups: groups.into(),
+                asleep: false,
+                split: [].into(),
+            },
+        )]
+        .into(),
     };
     let view = NodeView {
         replicas: world.replicas().to_vec(),
@@ -340,7 +349,7 @@ fn the_rollout_says_where_it_came_from_and_how_far_it_is() {
     let mut world = World::with_serving("hello", Guest::default(), 2);
     let name = service_name("hello");
     let look = |w: &World| {
-        let s = status::rollout(&w.desired.services[&name], w.replicas());
+        let s = status::rollout(&w.desired.services[&name], None, w.replicas());
         (s.from.map(|n| n.0), s.to.0, s.state, s.old_serving, s.new_serving)
     };
     assert_eq!(look(&world), (None, 1, "done", 0, 2));

@@ -39,7 +39,7 @@ pub(crate) fn evidence(revision: &Revision, replica: &Replica, since: Millis) ->
             ),
         )),
         Death::Exited { code: 0 } if revision.spec.restart.policy != RestartPolicy::Always => None,
-        Death::Traps { .. } | Death::Exited { .. } => Some((
+        Death::Traps { .. } | Death::Liveness { .. } | Death::Exited { .. } => Some((
             Why::Died,
             format!("{id} died before the revision was proved: {}", words::death(death)),
         )),
@@ -54,12 +54,14 @@ pub(crate) enum Verdict {
     Open { until: Option<Millis> },
 }
 
-/// The verdict on `revision` from its replicas (`of_it`), its progress, and the group the node was `told`.
+/// The verdict on `revision` from its replicas (`of_it`), its progress, and the group the node was `told`. `patient`: with all of
+/// those serving, it is not the revision that is waited for (a step is held, someone paused).
 pub(crate) fn verdict<'a>(
     revision: &Revision,
     of_it: impl Iterator<Item = &'a Replica> + Clone,
     progress: Option<&Progress>,
     told: Option<&Group>,
+    patient: bool,
     now: Millis,
 ) -> Verdict {
     let progress = progress.filter(|p| p.revision == revision.number);
@@ -84,6 +86,9 @@ pub(crate) fn verdict<'a>(
     } else {
         std::time::Duration::ZERO
     };
+    if patient && told > 0 && serving >= told {
+        return Verdict::Open { until: None };
+    }
     let until = progress.moved.plus(rollout.progress_deadline).plus(patience);
     if now < until {
         return Verdict::Open { until: Some(until) };

@@ -17,6 +17,24 @@ pub fn duration(d: Duration) -> String {
     }
 }
 
+/// A short time: `121 us`, `300 ms`, `1.5 s`.
+pub fn fine(d: Duration) -> String {
+    match d.as_micros() {
+        us @ 0..1_000 => format!("{us} us"),
+        us @ 1_000..100_000 if us % 1_000 >= 100 => format!("{}.{} ms", us / 1_000, us % 1_000 / 100),
+        _ => duration(d),
+    }
+}
+
+/// Thousandths: `5 %`, `0.5 %`.
+pub fn share(permille: u32) -> String {
+    if permille.is_multiple_of(10) {
+        format!("{} %", permille / 10)
+    } else {
+        format!("{}.{} %", permille / 10, permille % 10)
+    }
+}
+
 /// A fragment that follows "died: ".
 pub fn death(death: &Death) -> String {
     match death {
@@ -24,6 +42,7 @@ pub fn death(death: &Death) -> String {
         Death::CannotPrepare { reason } => format!("it cannot be prepared: {reason}"),
         Death::NoMemory => "no memory left in the node's budget".into(),
         Death::StartupProbe { last } => format!("its startup probe ran out: {last}"),
+        Death::Liveness { last } => format!("its liveness probe failed: {last}"),
         Death::Traps { reason } => reason.clone(),
         Death::Exited { code } => format!("it ended by itself with code {code}"),
         Death::Stopped => "it was stopped".into(),
@@ -52,6 +71,7 @@ pub fn why(why: Why) -> &'static str {
         Why::Died => "died while serving",
         Why::CannotPrepare => "cannot be prepared",
         Why::Asked => "asked for",
+        Why::Gate => "gate failed",
     }
 }
 
@@ -63,6 +83,11 @@ pub fn many(n: impl Into<u64>, one: &str) -> String {
     } else {
         format!("{n} {one}s")
     }
+}
+
+/// Thousandths with one decimal: `8.1`.
+pub fn tenths(milli: u64) -> String {
+    format!("{}.{}", milli / 1_000, milli % 1_000 / 100)
 }
 
 /// A length as a count.

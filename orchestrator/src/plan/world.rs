@@ -1,7 +1,12 @@
 //! A world in virtual time: desired state, replicas and guests that behave as scripted. Performs what the planners decide,
 //! as the shells do, and judges every plan by the laws. For tests, transcripts and simulation; touches nothing real.
 
+pub mod clock;
 mod guest;
+pub mod jobs;
+mod load;
+mod renew;
+mod rollout;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
@@ -9,7 +14,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use guest::{Guest, ms, replica_count, service_name, spec};
+pub use load::Clients;
 use narae_runtime::{Digest, Kind};
+pub use rollout::Figures;
 
 use super::check::{self, Breach, Law};
 use super::{
@@ -18,11 +25,12 @@ use super::{
 };
 use crate::model::record::Refusal;
 use crate::model::{
-    Death, Millis, Phase, Replica, ReplicaId, Revision, RevisionNumber, RevisionState, ServiceName, ServiceRecord,
-    ServiceSpec, Timestamp, Why,
+    Death, Millis, Phase, Probing, Replica, ReplicaId, Revision, RevisionNumber, RevisionState, ServiceName,
+    ServiceRecord, ServiceSpec, Why,
 };
 
 type FleetPlanner = Box<dyn Fn(&Desired, &FleetView, Millis) -> Plan<FleetAction>>;
+type Observer = Box<dyn Fn(&Desired, &mut FleetView, Millis)>;
 type NodePlanner = Box<dyn Fn(&Assignment, &NodeView, Millis) -> Plan<NodeAction>>;
 
 /// The world. Fields that a test may set are public.
@@ -43,6 +51,11 @@ pub struct World {
     /// The planners; a test puts a broken one in to see that the laws catch it.
     pub fleet: FleetPlanner,
     pub node: NodePlanner,
+    /// The wall clock and the schedules.
+    pub clock: clock::Clockwork,
+    /// What brings the view up to date before each plan.
+    pub observer: Observer,
+    loads: load::Loads,
     seed: ReplicaIdSeed,
     agenda: BTreeMap<(Millis, u64), Event>,
     events: u64,
@@ -62,6 +75,8 @@ struct Event {
 enum Happens {
     StartEnds,
     ProbeEnds,
+    LivenessEnds,
+    FailsInARow,
     Dies(Death),
     TrapsInARow,
     StopEnds,
@@ -94,6 +109,9 @@ impl World {
             rounds: 0,
             fleet: Box::new(fleet::fleet),
             node: Box::new(node::node),
+            clock: clock::Clockwork::default(),
+            observer: Box::new(fleet::observe),
+            loads: load::Loads::default(),
             seed: ReplicaIdSeed {
                 first: 1,
                 jitter_seed: seed,
@@ -145,6 +163,7 @@ impl World {
 
     fn put(&mut self, spec: ServiceSpec, guest: Guest, cause: String) -> &mut Self {
         let (name, at) = (spec.name.clone(), self.wall());
+        self.steady_from_now(&name);
         let service = self
             .desired
             .services
@@ -157,9 +176,13 @@ impl World {
                     next_revision: RevisionNumber(1),
                     scaled: None,
                     scaled_under: None,
+                    scheduled: Vec::new(),
+                    scalings: 0,
+                    rollout: None,
                     stopped: false,
                     generation: 0,
                     deleting: false,
+                    grace_ms: None,
                     created_at: at,
                     changed_at: at,
                 },
@@ -187,6 +210,8 @@ impl World {
             created_at: at,
             cause,
             state,
+            secrets: BTreeMap::new(),
+            accepted: None,
         };
         service.revisions.insert(number, Arc::new(revision));
         self.guests.insert((name, number), guest);
@@ -197,6 +222,8 @@ impl World {
         self.record(name, |r| {
             r.scaled = Some(replica_count(replicas));
             r.scaled_under = Some(r.wanted);
+            r.scheduled.clear();
+            r.scalings += 1;
         })
     }
 
@@ -218,6 +245,7 @@ impl World {
 
     /// Any change of a service's record.
     pub fn record(&mut self, name: &str, edit: impl FnOnce(&mut ServiceRecord)) -> &mut Self {
+        self.steady_from_now(&service_name(name));
         if let Some(service) = self.desired.services.get_mut(&service_name(name)) {
             edit(&mut service.record);
         }
@@ -229,6 +257,12 @@ impl World {
     /// The replica dies now.
     pub fn kill(&mut self, id: u64, death: Death) -> &mut Self {
         self.died(ReplicaId(id), death);
+        self.settle()
+    }
+
+    /// Its calls have failed as often in a row as its file allows.
+    pub fn failing(&mut self, id: u64) -> &mut Self {
+        self.happens(ReplicaId(id), Happens::FailsInARow);
         self.settle()
     }
 
@@ -262,12 +296,14 @@ impl World {
         self.say(|| "the process starts again".into());
         self.view = FleetView::default();
         self.agenda.clear();
+        self.reboot_clock();
         self.settle()
     }
 
     /// Time goes on without anyone looking.
     pub fn leap(&mut self, by: Duration) -> &mut Self {
         self.now = self.now.plus(by);
+        self.clock.done.caught_up.clear();
         self.deliver();
         self.settle()
     }
@@ -350,7 +386,12 @@ impl World {
         let Some(service) = self.desired.services.get(&service_name(name)) else {
             return "gone".into();
         };
-        let s = status::state(service, &self.view.replicas, self.now);
+        let s = status::state(
+            service,
+            self.view.autoscaled(&service.record.name),
+            &self.view.replicas,
+            self.now,
+        );
         let mut text = format!("{} {}/{}", s.state.as_str(), s.serving, s.wanted);
         if s.extra > 0 {
             let _ = write!(text, " (+{})", s.extra);
@@ -367,11 +408,14 @@ impl World {
     pub fn settle(&mut self) -> &mut Self {
         for _ in 0..ROUNDS {
             self.rounds += 1;
-            fleet::observe(&self.desired, &mut self.view, self.now);
+            let (scheduled, look_at) = self.clockwork();
+            self.observe();
+            self.measure();
             let plan = (self.fleet)(&self.desired, &self.view, self.now);
             self.breaches
                 .extend(check::fleet_breaches(&self.desired, &self.view, &plan, self.now));
-            let (mut idle, mut wake) = (plan.actions.is_empty(), plan.wake_at);
+            let mut idle = plan.actions.is_empty() && !scheduled;
+            let mut wake = [plan.wake_at, look_at].into_iter().flatten().min();
             let mut notes = plan.notes;
             for action in plan.actions {
                 self.act_fleet(action);
@@ -392,7 +436,7 @@ impl World {
             }
             self.take_note(&notes);
             if idle {
-                self.wake_at = wake;
+                self.wake_at = [wake, self.tick()].into_iter().flatten().min();
                 return self;
             }
         }
@@ -431,9 +475,15 @@ impl World {
                     s.record.wanted = back_to.unwrap_or(s.record.wanted);
                 }
             }
+            FleetAction::Step {
+                service,
+                revision,
+                step,
+            } => self.act_step(&service, revision, step),
             FleetAction::Forget { service } => {
                 self.say(|| format!("forget {service}"));
                 self.desired.services.remove(&service);
+                self.desired.schedules.remove(&service);
             }
             FleetAction::Assign { assignment } => {
                 if self.tracing {
@@ -467,8 +517,12 @@ impl World {
                 self.start_task(id);
             }
             NodeAction::Probe { probe, .. } => {
-                self.edit(id, |r| facts::probing(r, probe));
-                self.later(id, PROBE, Happens::ProbeEnds);
+                self.edit(id, |r| facts::probing(r, probe, now));
+                let ends = match probe {
+                    Probing::Liveness => Happens::LivenessEnds,
+                    _ => Happens::ProbeEnds,
+                };
+                self.later(id, PROBE, ends);
             }
             NodeAction::Ready { .. } => {
                 let revision = self.revision_of(id);
@@ -482,13 +536,20 @@ impl World {
                 if let Some((life, death)) = guest.dies {
                     self.later(id, life, Happens::Dies(death));
                 }
-                if guest.traps {
-                    self.later(id, TRAFFIC, Happens::TrapsInARow);
-                }
+                self.traffic(id);
             }
             NodeAction::Withdraw { .. } => {
                 self.say(|| format!("withdraw {id}"));
                 self.edit(id, |r| facts::withdrawn(r, now));
+            }
+            NodeAction::Eject { until, .. } => {
+                self.say(|| format!("eject {id} until {} ms", until.0));
+                self.edit(id, |r| facts::ejected(r, until, now));
+            }
+            NodeAction::Return { .. } => {
+                self.say(|| format!("return {id}"));
+                self.edit(id, |r| facts::returned(r, now));
+                self.traffic(id);
             }
             NodeAction::Drain { until, .. } => {
                 self.say(|| format!("drain {id} until {} ms", until.0));
@@ -559,6 +620,18 @@ impl World {
                 self.edit(id, |r| facts::probed(r, outcome, readiness, now));
             }
             Happens::Dies(death) if matches!(phase, Phase::Serving { .. } | Phase::Idle { .. }) => self.died(id, death),
+            Happens::LivenessEnds => {
+                let outcome = if guest.alive { Ok(()) } else { Err("status 500".into()) };
+                self.edit(id, |r| facts::lived(r, Some(outcome)));
+            }
+            Happens::FailsInARow if matches!(phase, Phase::Serving { .. }) => {
+                let limit = self.revision_of(id).map_or(0, |r| r.spec.traffic.consecutive_failures);
+                self.edit(id, |r| {
+                    if r.ejected_until.is_none() {
+                        r.consecutive_failures = limit;
+                    }
+                });
+            }
             Happens::TrapsInARow if matches!(phase, Phase::Serving { .. }) => {
                 let limit = self.revision_of(id).map_or(0, |r| r.spec.traffic.consecutive_failures);
                 self.edit(id, |r| r.consecutive_traps = limit);
@@ -579,6 +652,17 @@ impl World {
         if self.replica(id).is_some_and(|r| !matches!(r.phase, Phase::Dead { .. })) {
             self.say(|| format!("{id} died: {}", words::death(&death)));
             self.edit(id, |r| facts::died(r, death, &restart, now));
+        }
+    }
+
+    /// What the balancer will count, once it is in the routes.
+    fn traffic(&mut self, id: ReplicaId) {
+        let guest = self.guest_of(id);
+        if guest.traps {
+            self.later(id, TRAFFIC, Happens::TrapsInARow);
+        }
+        if guest.fails {
+            self.later(id, TRAFFIC, Happens::FailsInARow);
         }
     }
 
@@ -639,10 +723,6 @@ impl World {
             .cloned()
     }
 
-    fn wall(&self) -> Timestamp {
-        Timestamp(i64::try_from(self.now.0).unwrap_or(i64::MAX))
-    }
-
     fn breach(&mut self, law: Law, text: String) {
         self.breaches.push(Breach {
             law,
@@ -669,6 +749,10 @@ impl World {
             if new.services.get(&name) == self.view.assigned.services.get(&name) {
                 continue;
             }
+            let split = new
+                .services
+                .get(&name)
+                .map_or_else(String::new, |a| rollout::split_words(&a.split));
             let groups: Vec<String> = new.services.get(&name).map_or_else(Vec::new, |assigned| {
                 let one = |(number, group): (&RevisionNumber, &super::Group)| {
                     let trial = if group.on_trial { " on trial" } else { "" };
@@ -682,7 +766,7 @@ impl World {
             } else {
                 groups.join(", ")
             };
-            self.say(|| format!("assign {name}: {said}"));
+            self.say(|| format!("assign {name}: {said}{split}"));
         }
     }
 

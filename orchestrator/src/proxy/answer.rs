@@ -145,7 +145,7 @@ impl<H: Home> Leased<H> {
         if let Some(mut lease) = self.lease.take() {
             let now = Instant::now();
             self.home.ended(now);
-            lease.finish(now);
+            lease.finish(&*self.home.balancer().observer, now);
         }
     }
 

@@ -20,6 +20,7 @@ use hyper_util::server::graceful::GracefulConnection;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::Sleep;
+use tokio_rustls::TlsAcceptor;
 
 use super::answer::Pulls;
 use super::body::Pace;
@@ -27,6 +28,7 @@ use super::guard::{MAX_FIELDS, MAX_HEAD};
 use super::listen::{Closing, ServerOptions};
 use super::share::Shares;
 use super::status::Reason;
+use super::transport::Transport;
 use super::walk::walk;
 use super::{Balancer, framing};
 
@@ -46,6 +48,7 @@ pub struct Conn {
     options: Arc<ServerOptions>,
     born: Instant,
     peer: HeaderValue,
+    secure: bool,
     /// Connections of this thread.
     neighbours: Arc<AtomicUsize>,
     shares: Arc<Shares>,
@@ -85,6 +88,7 @@ impl Conn {
         balancer: Arc<Balancer>,
         options: Arc<ServerOptions>,
         address: IpAddr,
+        secure: bool,
         neighbours: Arc<AtomicUsize>,
         shares: Arc<Shares>,
         slot: tokio::sync::OwnedSemaphorePermit,
@@ -98,6 +102,7 @@ impl Conn {
             options,
             born: now(),
             peer: peer.unwrap_or(HeaderValue::from_static("unknown")),
+            secure,
             neighbours,
             shares,
             address,
@@ -136,6 +141,15 @@ impl Conn {
     /// The client's address, as a field value.
     pub(super) fn peer(&self) -> &HeaderValue {
         &self.peer
+    }
+
+    pub(super) fn is_secure(&self) -> bool {
+        self.secure
+    }
+
+    /// `https` or `http`.
+    pub(super) fn scheme(&self) -> &'static str {
+        if self.secure { "https" } else { "http" }
     }
 
     pub(super) fn pace(&self) -> Pace {
@@ -267,10 +281,10 @@ impl Drop for PanicCounter {
 }
 
 /// Serves one socket to its end.
-pub async fn run(mut stream: TcpStream, conn: Arc<Conn>, closing: Arc<Closing>) {
+pub async fn run(stream: TcpStream, tls: Option<TlsAcceptor>, conn: Arc<Conn>, closing: Arc<Closing>) {
     let _panics = PanicCounter(Arc::clone(&conn.balancer));
-    let sniffing = tokio::time::timeout(conn.options.header_timeout, sniff(&mut stream));
-    let Ok(Some((prefix, is_http2))) = closing.unless_closed(sniffing).await.unwrap_or(Ok(None)) else {
+    let opening = tokio::time::timeout(conn.options.header_timeout, open(stream, tls));
+    let Ok(Some((stream, prefix, is_http2))) = closing.unless_closed(opening).await.unwrap_or(Ok(None)) else {
         return;
     };
     let io = TokioIo::new(Io {
@@ -319,6 +333,22 @@ fn http2_builder(conn: &Arc<Conn>) -> http2::Builder<Streams> {
         .keep_alive_interval(conn.options.keep_alive / 2)
         .keep_alive_timeout(conn.options.header_timeout);
     builder
+}
+
+/// The transport, the bytes read from it so far, and whether the peer speaks HTTP/2. `None`: it left, or its handshake failed.
+async fn open(mut stream: TcpStream, tls: Option<TlsAcceptor>) -> Option<(Transport, Bytes, bool)> {
+    match tls {
+        // Boxed: a plain connection does not pay for what a handshake needs.
+        Some(tls) => {
+            let stream = Box::new(Box::pin(tls.accept(stream)).await.ok()?);
+            let is_http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+            Some((Transport::Tls(stream), Bytes::new(), is_http2))
+        }
+        None => {
+            let (prefix, is_http2) = sniff(&mut stream).await?;
+            Some((Transport::Plain(stream), prefix, is_http2))
+        }
+    }
 }
 
 /// The first bytes, and whether they are the HTTP/2 preface. `None`: the peer left.
@@ -458,14 +488,14 @@ async fn watch(stream: impl Future<Output = ()>, pulls: &Pulls, wait: Duration) 
 /// The socket as hyper sees it: first the sniffed bytes, and notes for the deadlines.
 struct Io {
     /// `None` only while dropping.
-    stream: Option<TcpStream>,
+    stream: Option<Transport>,
     prefix: Bytes,
     conn: Arc<Conn>,
     scanner: framing::Scanner,
 }
 
 impl Io {
-    fn stream(&mut self) -> Pin<&mut TcpStream> {
+    fn stream(&mut self) -> Pin<&mut Transport> {
         Pin::new(self.stream.as_mut().expect("the stream is there until drop"))
     }
 
@@ -532,8 +562,12 @@ impl AsyncWrite for Io {
         true
     }
 
-    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<std::io::Result<()>> {
-        Poll::Ready(Ok(())) // a socket keeps nothing back
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        if !self.conn.secure {
+            return Poll::Ready(Ok(())); // a socket keeps nothing back
+        }
+        let flushed = self.stream().poll_flush(cx);
+        self.wrote(flushed)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
@@ -546,7 +580,7 @@ impl Drop for Io {
         let Some(stream) = self.stream.take() else { return };
         if self.conn.aborted.load(Ordering::Relaxed) {
             // A reset, not an end: RFC 9112 section 8 lets an HTTP/1.0 body end with its connection.
-            let reset = rustix::net::sockopt::set_socket_linger(&stream, Some(Duration::ZERO));
+            let reset = rustix::net::sockopt::set_socket_linger(stream.tcp(), Some(Duration::ZERO));
             drop((reset, stream));
         } else if self.conn.unread.load(Ordering::Relaxed) {
             let conn = Arc::clone(&self.conn);
@@ -561,7 +595,7 @@ impl Drop for Io {
 }
 
 /// Says that no more comes, then reads what is on its way, so that the peer gets our last answer instead of a reset.
-async fn linger(mut stream: TcpStream) {
+async fn linger(mut stream: Transport) {
     use tokio::io::AsyncWriteExt;
     if stream.shutdown().await.is_err() {
         return;
@@ -592,11 +626,12 @@ mod tests {
             balancer,
             options,
             IpAddr::from([127, 0, 0, 1]),
+            false,
             Arc::default(),
             shares,
             slot,
         );
-        let task = run(stream, conn, Arc::default());
+        let task = run(stream, None, conn, Arc::default());
         assert!(
             std::mem::size_of_val(&task) <= 4096,
             "{} bytes",

@@ -10,6 +10,7 @@ use std::time::Duration;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, listen, socket_with, sockopt};
 use tokio::net::TcpListener;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -24,6 +25,21 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 const FULL_PAUSE: Duration = Duration::from_millis(50);
 const BACKLOG: i32 = 1024;
 
+/// A second set of addresses, where clients speak TLS.
+#[derive(Clone)]
+pub struct TlsOptions {
+    pub listen: Vec<SocketAddr>,
+    pub config: Arc<rustls::ServerConfig>,
+}
+
+impl std::fmt::Debug for TlsOptions {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("TlsOptions")
+            .field("listen", &self.listen)
+            .finish_non_exhaustive()
+    }
+}
+
 /// How a server listens.
 #[derive(Clone, Debug)]
 pub struct ServerOptions {
@@ -31,7 +47,8 @@ pub struct ServerOptions {
     pub threads: usize,
     /// Open connections of all threads; more wait in the kernel's backlog. 0: a quarter of the descriptor limit.
     pub max_connections: usize,
-    /// First byte and head of a request.
+    pub tls: Option<TlsOptions>,
+    /// First byte and head of a request; the TLS handshake before it.
     pub header_timeout: Duration,
     /// Idle between requests.
     pub keep_alive: Duration,
@@ -46,6 +63,7 @@ impl Default for ServerOptions {
         Self {
             threads: 0,
             max_connections: 0,
+            tls: None,
             header_timeout: Duration::from_secs(10),
             keep_alive: Duration::from_secs(60),
             write_idle: Duration::from_secs(30),
@@ -89,6 +107,7 @@ impl Closing {
 /// The data threads. Dropping it ends them and every connection at once; [`Server::drain`] first for a polite end.
 pub struct Server {
     addresses: Vec<SocketAddr>,
+    tls_addresses: Vec<SocketAddr>,
     handles: Vec<tokio::runtime::Handle>,
     closing: Arc<Closing>,
     stop: CancellationToken,
@@ -114,23 +133,20 @@ impl Server {
         };
         let max = u32::try_from(max).unwrap_or(u32::MAX).clamp(1, 1 << 28);
 
-        let mut bound = Vec::new();
-        let mut sockets: Vec<Vec<StdListener>> = (0..threads).map(|_| Vec::new()).collect();
-        for address in addresses {
-            if address.port() != 0 {
-                // Sharing is for our own threads: another process there, also another of ours, must be noticed.
-                drop(listener(*address, false)?);
+        let mut sockets: Vec<Vec<Door>> = (0..threads).map(|_| Vec::new()).collect();
+        let bound = bind_all(addresses, &mut sockets, None)?;
+        let tls_bound = match &options.tls {
+            Some(tls) => {
+                let acceptor = TlsAcceptor::from(Arc::clone(&tls.config));
+                bind_all(&tls.listen, &mut sockets, Some(&acceptor))?
             }
-            let first = listener(*address, true)?;
-            let actual = first.local_addr()?;
-            bound.push(actual);
-            let mut first = Some(first);
-            for of_thread in &mut sockets {
-                of_thread.push(first.take().map_or_else(|| listener(actual, true), Ok)?);
-            }
-        }
+            None => Vec::new(),
+        };
+        let https = tls_bound.first().map_or(0, SocketAddr::port);
+        balancer.https_port.store(https, Ordering::Relaxed);
         let mut server = Self {
             addresses: bound,
+            tls_addresses: tls_bound,
             handles: Vec::new(),
             closing: Arc::default(),
             stop: CancellationToken::new(),
@@ -168,6 +184,11 @@ impl Server {
     /// Where it listens, ports filled in.
     pub fn addresses(&self) -> &[SocketAddr] {
         &self.addresses
+    }
+
+    /// Where it speaks TLS, ports filled in.
+    pub fn tls_addresses(&self) -> &[SocketAddr] {
+        &self.tls_addresses
     }
 
     /// A data runtime, for guest work that does not come from a socket.
@@ -216,7 +237,33 @@ struct Shared {
 
 type Ready = mpsc::SyncSender<io::Result<tokio::runtime::Handle>>;
 
-fn data_thread(listeners: Vec<StdListener>, shared: &Shared, stop: &CancellationToken, ready: &Ready) {
+/// One listening socket of one thread.
+type Door = (StdListener, Option<TlsAcceptor>);
+
+/// A socket on each address for each thread; the addresses with their ports.
+fn bind_all(
+    addresses: &[SocketAddr],
+    sockets: &mut [Vec<Door>],
+    tls: Option<&TlsAcceptor>,
+) -> io::Result<Vec<SocketAddr>> {
+    let mut bound = Vec::new();
+    for address in addresses {
+        let first = listener(*address, false)?;
+        // Sharing is for our own threads. The first listens alone, which the kernel grants to one process only, also when
+        // two start in the same instant, and shares from then on.
+        sockopt::set_socket_reuseport(&first, true)?;
+        let actual = first.local_addr()?;
+        bound.push(actual);
+        let mut first = Some(first);
+        for of_thread in &mut *sockets {
+            let socket = first.take().map_or_else(|| listener(actual, true), Ok)?;
+            of_thread.push((socket, tls.cloned()));
+        }
+    }
+    Ok(bound)
+}
+
+fn data_thread(listeners: Vec<Door>, shared: &Shared, stop: &CancellationToken, ready: &Ready) {
     let started = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -224,7 +271,7 @@ fn data_thread(listeners: Vec<StdListener>, shared: &Shared, stop: &Cancellation
             let _inside = runtime.enter();
             let listeners = listeners
                 .into_iter()
-                .map(TcpListener::from_std)
+                .map(|(listener, tls)| Ok((TcpListener::from_std(listener)?, tls)))
                 .collect::<io::Result<Vec<_>>>()?;
             Ok((runtime, listeners))
         });
@@ -238,7 +285,9 @@ fn data_thread(listeners: Vec<StdListener>, shared: &Shared, stop: &Cancellation
     };
     let _ = ready.send(Ok(runtime.handle().clone()));
     runtime.block_on(async {
-        let accepting = listeners.into_iter().map(|listener| accept(listener, shared));
+        let accepting = listeners
+            .into_iter()
+            .map(|(listener, tls)| accept(listener, tls, shared));
         tokio::select! {
             _ = futures::future::join_all(accepting) => stop.cancelled().await,
             () = stop.cancelled() => {}
@@ -247,7 +296,7 @@ fn data_thread(listeners: Vec<StdListener>, shared: &Shared, stop: &Cancellation
 }
 
 /// Accepts until the server ends; then takes what the kernel has accepted already, so that a drain refuses nobody.
-async fn accept(listener: TcpListener, shared: &Shared) {
+async fn accept(listener: TcpListener, tls: Option<TlsAcceptor>, shared: &Shared) {
     let _accepting = shared.acceptors.token();
     // Closed before the token is given up: after a drain the address is free.
     let listener = listener;
@@ -263,9 +312,9 @@ async fn accept(listener: TcpListener, shared: &Shared) {
             Ok((stream, peer)) => {
                 let (balancer, options) = (Arc::clone(&shared.balancer), Arc::clone(&shared.options));
                 let (mine, shares) = (Arc::clone(&shared.open[shared.thread]), Arc::clone(&shared.shares));
-                let conn = Conn::new(balancer, options, peer.ip(), mine, shares, slot);
+                let conn = Conn::new(balancer, options, peer.ip(), tls.is_some(), mine, shares, slot);
                 conn.enter(sum(&shared.open));
-                tokio::spawn(run(stream, conn, Arc::clone(&shared.closing)));
+                tokio::spawn(run(stream, tls.clone(), conn, Arc::clone(&shared.closing)));
             }
             Err(error) if of_one_connection(&error) => {}
             Err(error) => {

@@ -12,11 +12,13 @@ mod framing;
 mod guard;
 mod listen;
 mod pick;
+mod pin;
 mod request_id;
 mod routes;
 mod service;
 mod share;
 mod status;
+mod transport;
 mod upstream;
 mod walk;
 
@@ -24,14 +26,14 @@ mod walk;
 mod tests;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
 
 use arc_swap::ArcSwap;
 use narae_runtime::CallError;
 
 pub use body::Pace;
 pub use guard::{Refusal, Target, strip};
-pub use listen::{Server, ServerOptions};
+pub use listen::{Server, ServerOptions, TlsOptions};
 pub use pick::ReplicaSet;
 pub use routes::Table;
 pub use service::{Service, ServiceTraffic};
@@ -45,6 +47,8 @@ pub trait Observer: Send + Sync {
     fn call_failed(&self, service: &Service, upstream: &Upstream, error: &CallError, after_head: bool);
     /// A trap, the `consecutive`-th in a row on this upstream.
     fn trap_run(&self, upstream: &Upstream, consecutive: u32);
+    /// A failure of any kind, the `consecutive`-th in a row on this upstream.
+    fn failure_run(&self, _upstream: &Upstream, _consecutive: u32) {}
     /// A request that reached no replica: no route, no room, or refused by the guard (then without a service).
     fn refused(&self, _service: Option<&Service>, _reason: Reason) {}
 }
@@ -78,6 +82,8 @@ pub struct Balancer {
     table: ArcSwap<Table>,
     observer: Arc<dyn Observer>,
     options: Options,
+    /// Where this node speaks TLS; 0: nowhere.
+    https_port: AtomicU16,
     panics: AtomicU64,
     refusals: [AtomicU64; Reason::ALL.len()],
 }
@@ -89,6 +95,7 @@ impl Balancer {
             table: ArcSwap::from_pointee(Table::default()),
             observer,
             options,
+            https_port: AtomicU16::new(0),
             panics: AtomicU64::new(0),
             refusals: std::array::from_fn(|_| AtomicU64::new(0)),
         })
@@ -97,6 +104,10 @@ impl Balancer {
     /// Swaps the whole table. A request sees the old one or the new one.
     pub fn publish(&self, table: Table) {
         self.table.store(Arc::new(table));
+    }
+
+    fn https_port(&self) -> Option<u16> {
+        Some(self.https_port.load(Ordering::Relaxed)).filter(|port| *port != 0)
     }
 
     /// Panics caught in connection tasks since the start. Each is a bug.
@@ -113,7 +124,7 @@ impl Balancer {
         counted.filter(|(_, n)| *n > 0).collect()
     }
 
-    fn refuse(&self, service: Option<&Service>, reason: Reason) {
+    pub fn refuse(&self, service: Option<&Service>, reason: Reason) {
         self.refusals[reason as usize].fetch_add(1, Ordering::Relaxed);
         self.observer.refused(service, reason);
     }

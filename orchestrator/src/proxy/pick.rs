@@ -1,21 +1,84 @@
-//! Which replica takes the next request: two random ones, the idler of them. Pure: randomness and loads are arguments.
+//! Which replica takes the next request: the revision by its share, where shares were given, and then two random replicas, the
+//! idler of them. Pure: randomness and loads are arguments.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use super::upstream::Upstream;
+use crate::model::RevisionNumber;
 
-/// The replicas in the routes of one service. Immutable; swapped whole.
+/// The replicas in the routes of one service, and which share of the requests each revision gets. Immutable; swapped whole.
 #[derive(Default)]
 pub struct ReplicaSet {
+    /// With shares: in the order of their revisions.
     upstreams: Box<[Arc<Upstream>]>,
+    /// As they were given, also for revisions that are not here; empty: all replicas are alike.
+    shares: Arc<[(RevisionNumber, u32)]>,
+    /// Revisions that are here and have a share.
+    parts: Box<[Part]>,
+}
+
+/// One revision of a set: its share and its places.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Part {
+    pub share: u32,
+    pub places: Range<usize>,
 }
 
 impl ReplicaSet {
-    pub fn of(upstreams: Vec<Arc<Upstream>>) -> Self {
+    pub fn of(mut upstreams: Vec<Arc<Upstream>>, shares: Arc<[(RevisionNumber, u32)]>) -> Self {
+        let mut parts = Vec::new();
+        if !shares.is_empty() {
+            upstreams.sort_by_key(|u| u.revision);
+            for (revision, share) in shares.iter().filter(|(_, share)| *share > 0) {
+                let start = upstreams.partition_point(|u| u.revision < *revision);
+                let end = upstreams.partition_point(|u| u.revision <= *revision);
+                if start < end {
+                    let (share, places) = (*share, start..end);
+                    parts.push(Part { share, places });
+                }
+            }
+        }
         Self {
             upstreams: upstreams.into(),
+            shares,
+            parts: parts.into(),
         }
     }
+
+    /// The shares it was made with.
+    pub fn shares(&self) -> &Arc<[(RevisionNumber, u32)]> {
+        &self.shares
+    }
+
+    /// Whether requests are judged one by one.
+    pub(super) fn is_split(&self) -> bool {
+        !self.parts.is_empty()
+    }
+
+    /// The places a request with this roll (below 1000) is for: those of its revision; and where it may go when none of them has
+    /// room. `None`: any.
+    pub(super) fn places(&self, roll: u32) -> Option<(Range<usize>, Option<Range<usize>>)> {
+        let at = choose(&self.parts, roll)?;
+        // A full canary costs its requests nothing: the others take them. Not the other way round.
+        let largest = self.parts.iter().max_by_key(|p| p.share)?;
+        let other = (*largest != self.parts[at]).then(|| largest.places.clone());
+        Some((self.parts[at].places.clone(), other))
+    }
+}
+
+/// Which of `parts` a roll below 1000 falls to. Shares of revisions that are not here fall to the others, in proportion.
+pub(super) fn choose(parts: &[Part], roll: u32) -> Option<usize> {
+    let total: u64 = parts.iter().map(|p| u64::from(p.share)).sum();
+    let point = u64::from(roll.min(999)) * total / 1000;
+    let mut below = 0;
+    for (at, part) in parts.iter().enumerate() {
+        below += u64::from(part.share);
+        if point < below {
+            return Some(at);
+        }
+    }
+    None
 }
 
 impl std::ops::Deref for ReplicaSet {
@@ -79,7 +142,45 @@ mod tests {
         assert!(most - least <= 4, "{loads:?}");
     }
 
+    fn parts(shares: &[u32]) -> Vec<Part> {
+        let part = |(at, share): (usize, &u32)| Part {
+            share: *share,
+            places: at..at + 1,
+        };
+        shares.iter().enumerate().map(part).collect()
+    }
+
+    #[test]
+    fn every_roll_falls_to_the_revision_of_its_share() {
+        let split = parts(&[950, 50]);
+        let canary = (0..1000).filter(|roll| choose(&split, *roll) == Some(1)).count();
+        assert_eq!(canary, 50, "exactly five of a hundred");
+        assert_eq!(choose(&split, 0), Some(0));
+        assert_eq!(choose(&split, 5000), Some(1), "a roll out of bounds is the last");
+        assert_eq!(choose(&[], 7), None);
+    }
+
+    #[test]
+    fn the_share_of_a_revision_that_is_not_there_falls_to_the_others() {
+        assert!((0..1000).all(|roll| choose(&parts(&[50]), roll) == Some(0)));
+        let half = (0..1000)
+            .filter(|roll| choose(&parts(&[50, 50]), *roll) == Some(0))
+            .count();
+        assert_eq!(half, 500);
+    }
+
     proptest! {
+        #[test]
+        fn any_shares_are_kept_to_a_thousandth(shares in proptest::collection::vec(1_u32..1000, 1..5)) {
+            let total: u32 = shares.iter().sum();
+            let split = parts(&shares);
+            for (at, share) in shares.iter().enumerate() {
+                let got = (0..1000).filter(|roll| choose(&split, *roll) == Some(at)).count();
+                let due = f64::from(*share) * 1000.0 / f64::from(total);
+                prop_assert!((got as f64 - due).abs() <= 1.0, "{got} of {due}");
+            }
+        }
+
         #[test]
         fn a_free_slot_is_always_found_and_a_full_replica_never_picked(
             loads in proptest::collection::vec(proptest::option::of(0_u32..9), 0..40), seed: u64,

@@ -1,7 +1,7 @@
 //! The one table from what went wrong to what the client sees. Knows no guest, no service and no connection.
 
 use bytes::Bytes;
-use http::header::{CACHE_CONTROL, CONNECTION, CONTENT_TYPE, RETRY_AFTER};
+use http::header::{CACHE_CONTROL, CONNECTION, CONTENT_TYPE, LOCATION, RETRY_AFTER};
 use http::{HeaderName, HeaderValue, Response, StatusCode};
 use narae_runtime::CallError;
 
@@ -54,11 +54,13 @@ pub enum Reason {
     UriTooLong,
     /// Header section over 32 KiB or 100 fields.
     HeadTooLarge,
+    /// A call between services that came through too many others.
+    LoopDetected,
 }
 
 impl Reason {
     /// In declaration order, so that `ALL[reason as usize] == reason`.
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 22] = [
         Self::NoRoute,
         Self::NoReplica,
         Self::QueueFull,
@@ -80,6 +82,7 @@ impl Reason {
         Self::BadFraming,
         Self::UriTooLong,
         Self::HeadTooLarge,
+        Self::LoopDetected,
     ];
 
     /// Which reason a failed call has.
@@ -183,6 +186,11 @@ impl Reason {
                 "head-too-large",
                 "the header section is too large",
             ),
+            Self::LoopDetected => (
+                StatusCode::LOOP_DETECTED,
+                "loop-detected",
+                "services call each other in a loop",
+            ),
         }
     }
 
@@ -244,6 +252,16 @@ pub fn answer(reason: Reason, may_close: bool) -> Response<Bytes> {
     if may_close && reason.closes() {
         headers.insert(CONNECTION, HeaderValue::from_static("close"));
     }
+    response
+}
+
+/// The client should ask again there, with the same method and body.
+pub fn redirect(location: HeaderValue) -> Response<Bytes> {
+    let mut response = Response::new(Bytes::from_static(b"308 served over https only\n"));
+    *response.status_mut() = StatusCode::PERMANENT_REDIRECT;
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    headers.insert(LOCATION, location);
     response
 }
 

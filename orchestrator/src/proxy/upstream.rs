@@ -24,10 +24,11 @@ pub struct Upstream {
     pub revision: RevisionNumber,
     instance: Arc<dyn Instance>,
     concurrency: u32,
-    trap_limit: AtomicU32,
+    failure_limit: AtomicU32,
     counters: Arc<dyn Counters>,
     state: AtomicU64,
     traps: AtomicU32,
+    failures: AtomicU32,
     became_idle: Notify,
     home: OnceLock<Home>,
 }
@@ -53,22 +54,39 @@ impl Upstream {
             revision,
             instance,
             concurrency: concurrency.max(1),
-            trap_limit: AtomicU32::new(1),
+            failure_limit: AtomicU32::new(1),
             counters,
             state: AtomicU64::new(0),
             traps: AtomicU32::new(0),
+            failures: AtomicU32::new(0),
             became_idle: Notify::new(),
             home: OnceLock::new(),
         })
     }
 
-    /// So many traps in a row are for somebody to decide about (`traffic.outlier.consecutive_failures`); 1 unless it was set.
-    pub fn trap_limit(&self) -> u32 {
-        self.trap_limit.load(Ordering::Relaxed)
+    /// So many traps or failures in a row are for somebody to decide about (`traffic.outlier.consecutive_failures`); 1 unless it
+    /// was set.
+    pub fn failure_limit(&self) -> u32 {
+        self.failure_limit.load(Ordering::Relaxed)
     }
 
-    pub fn set_trap_limit(&self, limit: u32) {
-        self.trap_limit.store(limit.max(1), Ordering::Relaxed);
+    pub fn set_failure_limit(&self, limit: u32) {
+        self.failure_limit.store(limit.max(1), Ordering::Relaxed);
+    }
+
+    /// Calls in a row that reached the guest and failed: traps, timeouts, no proper answer, 5xx. A good answer ends the run.
+    pub fn consecutive_failures(&self) -> u32 {
+        self.failures.load(Ordering::Relaxed)
+    }
+
+    /// The run of failures is over: something was done about it.
+    pub fn forgive(&self) {
+        self.failures.store(0, Ordering::Relaxed);
+    }
+
+    fn failed(&self, observer: &dyn Observer) {
+        let run = self.failures.fetch_add(1, Ordering::AcqRel).saturating_add(1);
+        observer.failure_run(self, run);
     }
 
     /// Requests in flight now.
@@ -76,7 +94,7 @@ impl Upstream {
         self.state.load(Ordering::Acquire) & COUNT
     }
 
-    /// Calls in a row that trapped. A call that ended well sets it to 0; one that the client gave up does not count.
+    /// Calls in a row that trapped. A call that ended well sets it to 0 as long as it is below the limit; one that the client gave up does not count.
     pub fn consecutive_traps(&self) -> u32 {
         self.traps.load(Ordering::Relaxed)
     }
@@ -221,15 +239,22 @@ impl Lease {
     }
 
     /// The whole answer was handed on.
-    pub(super) fn finish(&mut self, now: Instant) {
+    pub(super) fn finish(&mut self, observer: &dyn Observer, now: Instant) {
         if let Call::Running {
             since,
             status,
             counted: true,
         } = std::mem::replace(&mut self.call, Call::Done)
         {
-            if self.upstream.traps.load(Ordering::Relaxed) != 0 {
+            // A run that has reached the limit stands: one good answer before anybody has looked does not bring the dead back.
+            let traps = self.upstream.traps.load(Ordering::Relaxed);
+            if traps != 0 && traps < self.upstream.failure_limit() {
                 self.upstream.traps.store(0, Ordering::Relaxed);
+            }
+            if status >= 500 {
+                self.upstream.failed(observer);
+            } else if self.upstream.failures.load(Ordering::Relaxed) != 0 {
+                self.upstream.failures.store(0, Ordering::Relaxed);
             }
             self.upstream
                 .counters
@@ -249,6 +274,13 @@ impl Lease {
         if matches!(error, CallError::Trap(_)) {
             let run = self.upstream.traps.fetch_add(1, Ordering::AcqRel).saturating_add(1);
             observer.trap_run(&self.upstream, run);
+        }
+        // A lack of memory on the node says nothing about the guest.
+        if matches!(
+            error,
+            CallError::Trap(_) | CallError::Timeout(_) | CallError::BadAnswer(_)
+        ) {
+            self.upstream.failed(observer);
         }
     }
 

@@ -16,6 +16,7 @@ use narae_runtime::{Body, BodyError, CallError, Limit, Request, Response};
 use super::answer::{self, Home, Leased, Pulls, Shape};
 use super::body::{ClientBody, Recoverable, Rest, Upload, discard};
 use super::connection::{Busy, Conn};
+use super::routes::Asked;
 use super::service::Service;
 use super::status::{self, Reason};
 use super::upstream::{Lease, Upstream};
@@ -24,6 +25,7 @@ use super::{Balancer, guard, request_id};
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+const X_FORWARDED_PREFIX: HeaderName = HeaderName::from_static("x-forwarded-prefix");
 
 /// The instance keeps `limits.timeout` itself and knows better why; this is the net behind it, so it waits a little longer.
 const TIMEOUT_SLACK: std::time::Duration = std::time::Duration::from_millis(100);
@@ -64,8 +66,18 @@ pub async fn walk(
     let method = parts.method.clone();
     let own = |reason, id, busy| Ok(own(reason, id, busy, http1, method == Method::HEAD));
 
-    let (service, stripped) = match route(&busy, &parts, &incoming) {
-        Ok(found) => found,
+    let Routed {
+        service,
+        hop_by_hop,
+        strip,
+    } = match route(&busy, &parts, &incoming) {
+        Ok(Ok(found)) => found,
+        Ok(Err(elsewhere)) => {
+            discard(incoming, &rest);
+            let mut response = status::redirect(elsewhere);
+            answer::tag(response.headers_mut(), id);
+            return Ok(response.map(|text| Answer::Own((method != Method::HEAD).then_some(text), busy)));
+        }
         Err((service, reason)) => {
             busy.conn().balancer.refuse(service.as_deref(), reason);
             if reason.closes() {
@@ -89,7 +101,7 @@ pub async fn walk(
         );
         (Body::stream(body), Some(upload))
     };
-    prepare(&mut parts, stripped, busy.conn().peer(), &id);
+    prepare(&mut parts, hop_by_hop, strip, busy.conn(), &id);
 
     let balancer = &busy.conn().balancer;
     let called = deliver(
@@ -107,7 +119,7 @@ pub async fn walk(
     if upload.is_none() && matches!(response.body(), Body::Empty | Body::Full(_)) {
         lease.free();
     }
-    if balancer.options.late_write && busy.conn().has_neighbours() {
+    if balancer.options.late_write && busy.conn().has_neighbours() && !narae_runtime::wasm::computing() {
         tokio::task::yield_now().await;
     }
     // A body that was refused half-way says more than what the guest made of it.
@@ -137,20 +149,60 @@ pub async fn walk(
 
 type Refused = (Option<Arc<Service>>, Reason);
 
-/// Guard and routes: the service, and whether there are fields to strip.
-fn route(busy: &Busy, parts: &http::request::Parts, incoming: &Incoming) -> Result<(Arc<Service>, bool), Refused> {
+/// Where a request goes.
+struct Routed {
+    service: Arc<Service>,
+    /// There are fields to strip.
+    hop_by_hop: bool,
+    /// So many bytes of the path are not for the guest.
+    strip: usize,
+}
+
+/// Guard and routes: the service, or the place where the client should ask instead.
+fn route(
+    busy: &Busy,
+    parts: &http::request::Parts,
+    incoming: &Incoming,
+) -> Result<Result<Routed, HeaderValue>, Refused> {
     if let Some(reason) = busy.conn().framing() {
         return Err((None, reason));
     }
     let target = guard::check(parts.version, &parts.method, &parts.uri, &parts.headers)
         .map_err(|refusal| (None, refusal.reason))?;
-    let table = busy.conn().balancer.table.load();
-    let service = table.find(&target.host, target.path).ok_or((None, Reason::NoRoute))?;
+    let balancer = &busy.conn().balancer;
+    let table = balancer.table.load();
+    let asked = Asked {
+        host: &target.host,
+        path: target.path,
+        query: parts.uri.query(),
+        method: &parts.method,
+        headers: &parts.headers,
+    };
+    let entry = table.find(asked).ok_or((None, Reason::NoRoute))?;
+    if entry.https_redirect
+        && !busy.conn().is_secure()
+        && let Some(port) = balancer.https_port()
+        && let Some(elsewhere) = secure_uri(&target.host, port, &parts.uri)
+    {
+        return Ok(Err(elsewhere));
+    }
+    let service = Arc::clone(&entry.service);
     let length = target.length.or(incoming.size_hint().exact()).unwrap_or(0);
     if length > service.body_bytes() {
-        return Err((Some(Arc::clone(service)), Reason::BodyTooLarge));
+        return Err((Some(service), Reason::BodyTooLarge));
     }
-    Ok((Arc::clone(service), target.hop_by_hop))
+    Ok(Ok(Routed {
+        service,
+        hop_by_hop: target.hop_by_hop,
+        strip: entry.strip,
+    }))
+}
+
+/// The same target under https.
+fn secure_uri(host: &str, port: u16, uri: &Uri) -> Option<HeaderValue> {
+    let port = if port == 443 { String::new() } else { format!(":{port}") };
+    let path = uri.path_and_query().map_or("/", |p| p.as_str());
+    HeaderValue::from_str(&format!("https://{host}{port}{path}")).ok()
 }
 
 fn rest(busy: &Busy, http1: bool, expects: bool) -> Rest {
@@ -162,8 +214,8 @@ fn rest(busy: &Busy, http1: bool, expects: bool) -> Rest {
 }
 
 /// The head as a guest gets it: origin-form, one host, nothing hop-by-hop, and what we know about the client.
-fn prepare(parts: &mut http::request::Parts, stripped: bool, peer: &HeaderValue, id: &HeaderValue) {
-    if stripped {
+fn prepare(parts: &mut http::request::Parts, hop_by_hop: bool, strip: usize, conn: &Conn, id: &HeaderValue) {
+    if hop_by_hop {
         guard::strip_request(&mut parts.headers);
     }
     if parts.version == Version::HTTP_2 {
@@ -176,16 +228,40 @@ fn prepare(parts: &mut http::request::Parts, stripped: bool, peer: &HeaderValue,
             parts.uri = Uri::from(path);
         }
     }
+    parts.headers.remove(X_FORWARDED_PREFIX);
+    if strip > 0 {
+        strip_prefix(parts, strip);
+    }
     parts.extensions.clear();
     let host = parts.headers.get(HOST).cloned();
-    parts.headers.insert(X_FORWARDED_FOR, peer.clone());
+    parts.headers.insert(X_FORWARDED_FOR, conn.peer().clone());
     parts
         .headers
-        .insert(X_FORWARDED_PROTO, HeaderValue::from_static("http"));
+        .insert(X_FORWARDED_PROTO, HeaderValue::from_static(conn.scheme()));
     if let Some(host) = host {
         parts.headers.insert(X_FORWARDED_HOST, host);
     }
     parts.headers.insert(request_id::X_REQUEST_ID, id.clone());
+}
+
+/// The path without its first `strip` bytes, which end on a whole segment; the guest finds them in `x-forwarded-prefix`.
+fn strip_prefix(parts: &mut http::request::Parts, strip: usize) {
+    let Some(whole) = parts.uri.path_and_query().map(|p| p.as_str()) else {
+        return;
+    };
+    let (Some(prefix), Some(left)) = (whole.get(..strip), whole.get(strip..)) else {
+        return;
+    };
+    let left = if left.starts_with('/') {
+        left.to_owned()
+    } else {
+        format!("/{left}")
+    };
+    let prefix = HeaderValue::from_str(prefix);
+    if let (Ok(prefix), Ok(uri)) = (prefix, left.parse()) {
+        parts.headers.insert(X_FORWARDED_PREFIX, prefix);
+        parts.uri = uri;
+    }
 }
 
 fn own(reason: Reason, id: HeaderValue, busy: Busy, http1: bool, head: bool) -> http::Response<Answer> {
@@ -227,6 +303,7 @@ async fn deliver(
     since: Instant,
     upload: Option<&Upload>,
 ) -> Result<(Response, Lease), Failure> {
+    let wish = service.wish(request.headers());
     let (mut request, mut kept) = if service.may_retry() {
         Kept::of(request)
     } else {
@@ -234,10 +311,10 @@ async fn deliver(
     };
     let mut tried: Option<(crate::model::ReplicaId, Failure)> = None;
     loop {
-        let mut lease = match (service.try_lease(tried.as_ref().map(|(id, _)| *id)), tried) {
+        let mut lease = match (service.try_lease(wish, tried.as_ref().map(|(id, _)| *id)), tried) {
             (Some(lease), _) => lease,
             (None, Some((_, failure))) => return Err(failure),
-            (None, None) => match service.wait_for_lease().await {
+            (None, None) => match service.wait_for_lease(wish).await {
                 Ok(lease) => lease,
                 Err(reason) => {
                     balancer.refuse(Some(service), reason);
@@ -308,6 +385,7 @@ struct Kept {
     uri: Uri,
     version: Version,
     headers: HeaderMap,
+    extensions: http::Extensions,
     body: KeptBody,
 }
 
@@ -334,6 +412,7 @@ impl Kept {
             uri: parts.uri.clone(),
             version: parts.version,
             headers: parts.headers.clone(),
+            extensions: parts.extensions.clone(),
             body: kept,
         };
         (http::Request::from_parts(parts, body), Some(head))
@@ -351,6 +430,7 @@ impl Kept {
         *request.uri_mut() = self.uri;
         *request.version_mut() = self.version;
         *request.headers_mut() = self.headers;
+        *request.extensions_mut() = self.extensions;
         Some(request)
     }
 }

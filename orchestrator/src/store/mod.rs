@@ -11,6 +11,8 @@ pub mod keyvalue;
 pub mod memory;
 pub mod records;
 pub mod redb;
+pub mod redis;
+pub mod volumes;
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -25,6 +27,7 @@ pub(crate) use file::sync_directory_of;
 pub use keyvalue::KeyValues;
 pub use memory::MemoryStore;
 pub use records::{Deployed, NewRevision, Records, RecordsError};
+pub use volumes::Volumes;
 
 /// Most operations of one transaction, and most guards: the limit of the engines a fleet uses, kept everywhere so that a
 /// program that breaks it breaks on a laptop.

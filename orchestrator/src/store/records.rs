@@ -3,6 +3,9 @@
 //! Decides nothing about rollouts: it writes what a planner or a person decided, or says that something changed underneath.
 //! Times come from the caller.
 
+mod renew;
+mod rollout;
+
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -11,11 +14,16 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::{Guard, Item, MAX_OPS, Op, Outcome, Store, StoreError, Watch};
+use crate::model::record::Accepted;
+use crate::model::rollout::RolloutRecord;
 use crate::model::{
-    Refusal, ReplicaCount, Revision, RevisionNumber, RevisionState, ServiceName, ServiceRecord, ServiceSpec, Timestamp,
-    Why,
+    Refusal, ReplicaCount, Revision, RevisionNumber, RevisionState, RunId, ServiceName, ServiceRecord, ServiceSpec,
+    Timestamp, Why,
 };
 use crate::plan::{Desired, DesiredService};
+
+pub mod runs;
+mod schedules;
 
 const SERVICES: &str = "services/";
 const REVISIONS: &str = "revisions/";
@@ -46,6 +54,32 @@ pub enum RecordsError {
     },
     #[error("service `{0}` is being deleted")]
     Deleting(ServiceName),
+    /// A command cannot become a service, nor the other way round.
+    #[error("service `{0}` cannot become another kind of thing")]
+    KindChanges(ServiceName),
+    /// Nothing is kept of it (yet).
+    #[error("service `{0}` has no schedule `{1}`")]
+    NoSchedule(ServiceName, String),
+    #[error("service `{0}` has no run {1}")]
+    NoRun(ServiceName, RunId),
+    /// A run cannot begin.
+    #[error("service `{0}` is stopped")]
+    Stopped(ServiceName),
+    #[error("service `{0}` has {n} runs open already", n = runs::OPEN_RUNS)]
+    TooManyRuns(ServiceName),
+    #[error("the arguments of a run of `{0}` are longer than {n} bytes", n = runs::ARGS_BYTES)]
+    ArgsTooLong(ServiceName),
+    /// Nothing is on trial, or there is nothing to go back to.
+    #[error("service `{service}` has no rollout under way{}", match .stable {
+        Some(stable) if stable == .wanted => format!(": revision {wanted} is stable"),
+        Some(stable) => format!(": revision {wanted} was refused, {stable} is stable"),
+        None => format!(" that has a revision to go back to: {wanted} is the first"),
+    })]
+    NoRollout {
+        service: ServiceName,
+        wanted: RevisionNumber,
+        stable: Option<RevisionNumber>,
+    },
     /// Other writers were faster, too many times in a row.
     #[error("service `{0}` changes too fast")]
     Contended(ServiceName),
@@ -66,6 +100,10 @@ pub struct NewRevision {
     pub source: String,
     /// `deploy`, `undo to 3`.
     pub cause: String,
+    /// The version of each secret that the spec names.
+    pub secrets: BTreeMap<String, u64>,
+    /// What a person let through.
+    pub accepted: Option<Accepted>,
 }
 
 /// What a deploy did.
@@ -86,6 +124,8 @@ pub struct Records {
     parsed: Arc<Mutex<Parsed>>,
     /// The last `load`, good while the store's revision is the same: the planner asks at every wake-up.
     loaded: Loaded,
+    parsed_runs: Arc<runs::ParsedRuns>,
+    parsed_schedules: Arc<schedules::ParsedSchedules>,
 }
 
 type Loaded = Arc<Mutex<Option<(Arc<Desired>, u64)>>>;
@@ -112,6 +152,8 @@ impl Records {
             store,
             parsed: Arc::default(),
             loaded: Arc::default(),
+            parsed_runs: Arc::default(),
+            parsed_schedules: Arc::default(),
         }
     }
 
@@ -162,6 +204,8 @@ impl Records {
                 .insert(record.name.clone(), DesiredService { record, revisions });
         }
         *self.parsed.lock().unwrap_or_else(PoisonError::into_inner) = parsed;
+        desired.runs = self.load_runs(&listing.items)?;
+        desired.schedules = self.load_schedules(&listing.items)?;
         let desired = Arc::new(desired);
         *self.loaded.lock().unwrap_or_else(PoisonError::into_inner) = Some((desired.clone(), listing.revision));
         Ok((desired, listing.revision))
@@ -225,6 +269,17 @@ impl Records {
         if_revision: Option<u64>,
         at: Timestamp,
     ) -> Result<Deployed, RecordsError> {
+        self.deploy_as(new, if_revision, false, at).await
+    }
+
+    /// `at_once`: without the steps of its strategy.
+    async fn deploy_as(
+        &self,
+        new: NewRevision,
+        if_revision: Option<u64>,
+        at_once: bool,
+        at: Timestamp,
+    ) -> Result<Deployed, RecordsError> {
         let name = new.spec.name.clone();
         for _ in 0..TRIES {
             let held = self.find(&name).await?;
@@ -242,6 +297,9 @@ impl Records {
                 Some(held) => {
                     txn.guards.push(Guard::modified(service_key(&name), held.modified));
                     let wanted = self.revision(&name, held.record.wanted).await?;
+                    if wanted.spec.is_job() != new.spec.is_job() {
+                        return Err(RecordsError::KindChanges(name));
+                    }
                     if runs_already(&held.record, &wanted, &new) {
                         let revision = held.record.wanted;
                         return Ok(Deployed {
@@ -265,7 +323,12 @@ impl Records {
             txn.put_service(&ServiceRecord {
                 wanted: number,
                 next_revision,
+                rollout: at_once.then_some(RolloutRecord {
+                    promoted: true,
+                    ..RolloutRecord::of(number)
+                }),
                 stopped: false,
+                grace_ms: None,
                 changed_at: at,
                 ..record
             });
@@ -279,6 +342,8 @@ impl Records {
                 created_at: at,
                 cause: new.cause.clone(),
                 state: RevisionState::Pending,
+                secrets: new.secrets.clone(),
+                accepted: new.accepted.clone(),
             });
             if self.commit(txn).await? {
                 return Ok(Deployed {
@@ -291,14 +356,29 @@ impl Records {
         Err(RecordsError::Contended(name))
     }
 
-    /// Deploys an earlier revision's module and file as a new revision: number `to`, or the last one before the wanted
-    /// that proved itself.
-    pub async fn undo(
+    /// Going back while a revision is on trial: to the stable one that still serves, which is aborting, and nothing has to
+    /// start. None when nothing is on trial, or another revision than the stable one is asked for.
+    pub async fn undo_trial(
         &self,
         name: &ServiceName,
         to: Option<RevisionNumber>,
         at: Timestamp,
-    ) -> Result<Deployed, RecordsError> {
+    ) -> Result<Option<Deployed>, RecordsError> {
+        let ServiceRecord { wanted, stable, .. } = self.held(name).await?.record;
+        let on_trial = stable != Some(wanted) && self.revision(name, wanted).await?.state == RevisionState::Pending;
+        let Some(back) = stable.filter(|stable| on_trial && to.is_none_or(|to| to == *stable)) else {
+            return Ok(None);
+        };
+        let why = format!("undone by request, back to {back}");
+        self.abort(name, &why, at).await.map(Some)
+    }
+
+    /// What an undo goes back to, and what is wanted now: number `to`, or the last one before the wanted that proved itself.
+    pub async fn undo_target(
+        &self,
+        name: &ServiceName,
+        to: Option<RevisionNumber>,
+    ) -> Result<(Arc<Revision>, RevisionNumber), RecordsError> {
         let wanted = self.held(name).await?.record.wanted;
         let old = match to {
             Some(number) => self.revision(name, number).await?,
@@ -308,14 +388,43 @@ impl Records {
                 last.ok_or_else(|| RecordsError::NothingToUndo(name.clone()))?
             }
         };
+        Ok((old, wanted))
+    }
+
+    /// [`Self::undo_trial`], else an earlier revision's module and file as a new revision, with the versions of its secrets and
+    /// without steps: who goes back wants to be there.
+    pub async fn undo(
+        &self,
+        name: &ServiceName,
+        to: Option<RevisionNumber>,
+        at: Timestamp,
+    ) -> Result<Deployed, RecordsError> {
+        if let Some(back) = self.undo_trial(name, to, at).await? {
+            return Ok(back);
+        }
+        let (old, wanted) = self.undo_target(name, to).await?;
+        self.deploy_again(&old, wanted, old.secrets.clone(), at).await
+    }
+
+    /// `old` as a new revision that pins these versions, while `wanted` is wanted.
+    pub async fn deploy_again(
+        &self,
+        old: &Revision,
+        wanted: RevisionNumber,
+        secrets: BTreeMap<String, u64>,
+        at: Timestamp,
+    ) -> Result<Deployed, RecordsError> {
         let new = NewRevision {
             digest: old.digest,
             kind: old.kind,
             spec: old.spec.clone(),
             source: old.source.clone(),
             cause: format!("undo to {}", old.number),
+            // What it ran with: an undo of a changed secret brings the old value back.
+            secrets,
+            accepted: None,
         };
-        self.deploy(new, Some(wanted.0), at).await
+        self.deploy_as(new, Some(wanted.0), true, at).await
     }
 
     /// The revision proved itself: it is the stable one. Old revisions beyond `keep_revisions` go.
@@ -442,29 +551,52 @@ impl Records {
         self.change(name, at, |record| {
             record.scaled = Some(replicas);
             record.scaled_under = Some(record.wanted);
+            record.scheduled.clear();
+            record.scalings += 1;
+            record.grace_ms = None;
         })
         .await
     }
 
-    /// `stop` and `start`.
+    /// `stop` and `start`. `grace_ms`: of requests in flight, else the file's drain.
     pub async fn set_stopped(
         &self,
         name: &ServiceName,
         stopped: bool,
+        grace_ms: Option<u64>,
         at: Timestamp,
     ) -> Result<ServiceRecord, RecordsError> {
-        self.change(name, at, |record| record.stopped = stopped).await
+        self.change(name, at, |record| {
+            record.stopped = stopped;
+            record.grace_ms = grace_ms;
+        })
+        .await
     }
 
     /// `restart`: every replica is replaced, new beside old.
-    pub async fn restart(&self, name: &ServiceName, at: Timestamp) -> Result<ServiceRecord, RecordsError> {
-        self.change(name, at, |record| record.generation += 1).await
+    pub async fn restart(
+        &self,
+        name: &ServiceName,
+        grace_ms: Option<u64>,
+        at: Timestamp,
+    ) -> Result<ServiceRecord, RecordsError> {
+        self.change(name, at, |record| {
+            record.generation += 1;
+            record.grace_ms = grace_ms;
+        })
+        .await
     }
 
     /// `delete`: drained first; [`Self::forget`] ends it.
-    pub async fn delete(&self, name: &ServiceName, at: Timestamp) -> Result<ServiceRecord, RecordsError> {
+    pub async fn delete(
+        &self,
+        name: &ServiceName,
+        grace_ms: Option<u64>,
+        at: Timestamp,
+    ) -> Result<ServiceRecord, RecordsError> {
         self.update(name, at, |record| {
             record.deleting = true;
+            record.grace_ms = grace_ms;
             Ok::<_, RecordsError>(())
         })
         .await
@@ -485,6 +617,8 @@ impl Records {
             let keys = self.store.list(&format!("{REVISIONS}{name}/")).await?.items;
             // The service goes with the last of its revisions, so that a forgetting that was cut short can go on.
             let mut ops: Vec<_> = keys.iter().map(|item| Op::delete(&*item.key)).collect();
+            ops.extend(self.schedule_keys(name).await?.iter().map(|key| Op::delete(&**key)));
+            ops.extend(self.run_keys(name).await?.iter().map(|key| Op::delete(&**key)));
             ops.push(Op::delete(service_key(name)));
             let guard = Guard::modified(service_key(name), modified);
             let mut done = true;
@@ -510,10 +644,16 @@ impl Records {
         let wanted = self.revision(name, record.wanted).await?;
         let keep = wanted.spec.rollout.keep_revisions.max(1) as usize;
         let listing = self.store.list(&format!("{REVISIONS}{name}/")).await?;
+        let open = if wanted.spec.is_job() {
+            self.open_runs(name).await?
+        } else {
+            Vec::new()
+        };
         let protected: Vec<_> = record
             .stable
             .into_iter()
             .chain([record.wanted])
+            .chain(open.iter().map(|run| run.revision))
             .map(|number| revision_key(name, number))
             .collect();
         let surplus = listing.items.len().saturating_sub(keep);
@@ -560,8 +700,8 @@ impl Records {
     }
 }
 
+/// A deploy of `new` would change nothing. What counts is what the file says, not how: a comment makes no revision.
 /// A refused revision that is deployed again is a new try, and one that lives beside a `scale` or `stop` ends those.
-/// A deploy of `new` would change nothing.
 pub fn runs_already(record: &ServiceRecord, wanted: &Revision, new: &NewRevision) -> bool {
     record
         .scaled
@@ -569,7 +709,7 @@ pub fn runs_already(record: &ServiceRecord, wanted: &Revision, new: &NewRevision
         && !record.stopped
         && wanted.digest == new.digest
         && wanted.spec == new.spec
-        && wanted.source == new.source
+        && wanted.secrets == new.secrets
         && !matches!(wanted.state, RevisionState::Refused(_))
 }
 
@@ -581,9 +721,13 @@ fn first_record(name: &ServiceName, at: Timestamp) -> ServiceRecord {
         next_revision: RevisionNumber(1),
         scaled: None,
         scaled_under: None,
+        scheduled: Vec::new(),
+        scalings: 0,
+        rollout: None,
         stopped: false,
         generation: 0,
         deleting: false,
+        grace_ms: None,
         created_at: at,
         changed_at: at,
     }

@@ -17,6 +17,7 @@ use wasmtime_wasi_http::p2::bindings::Proxy;
 use wasmtime_wasi_http::p2::bindings::http::types::Scheme;
 use wasmtime_wasi_http::p2::body::HyperOutgoingBody;
 
+use super::ambient::Ambient;
 use super::head::{self, Inbound, bad};
 use super::program::Pre;
 use super::replica::{Permit, Replica};
@@ -155,6 +156,7 @@ async fn handle(mut live: Live, request: Request) -> Ended {
     let https = request.uri().scheme() == Some(&http::uri::Scheme::HTTPS);
     let scheme = if https { Scheme::Https } else { Scheme::Http };
     let meter = Arc::clone(&store.data().meter);
+    store.data_mut().take_on(Ambient::of(&request), false);
     let mut view = store.data_mut().http();
     let given = view
         .new_incoming_request(scheme, request.map(Inbound))
@@ -227,6 +229,9 @@ impl Run {
         self.meter.enter();
         let polled = self.guest.as_mut().poll(cx);
         self.meter.leave();
+        if polled.is_ready() {
+            self.permit.0.cpu_times.record(self.meter.used_ns());
+        }
         Poll::Ready(match polled {
             Poll::Ready(Ended::Returned(live)) => {
                 self.returned = Some(live);
@@ -236,7 +241,10 @@ impl Run {
             Poll::Ready(Ended::Refused(why)) => Err(CallError::BadAnswer(why)),
             Poll::Ready(Ended::Failed(e)) => Err(self.failed(&e)),
             Poll::Pending => match self.meter.spent() {
-                Some(limit) => Err(self.failed(&Exceeded(limit).into())),
+                Some(limit) => {
+                    self.permit.0.cpu_times.record(self.meter.used_ns());
+                    Err(self.failed(&Exceeded(limit).into()))
+                }
                 None => return Poll::Pending,
             },
         })

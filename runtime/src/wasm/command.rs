@@ -12,16 +12,20 @@ use super::host::stdio::Stdio;
 use super::program::Pre;
 use super::store::{self, Exceeded, StoreData};
 use super::{Shared, trap};
+use crate::backend::Spent;
 use crate::error::{CallError, Limit, StartError};
 use crate::guest::{Guest, Limits};
 
 /// Runs a command to its end. Its code is that of `wasi:cli/exit`, else 0 or 1 by the result of `run`.
-pub(super) async fn run(shared: &Arc<Shared>, guest: Guest, stdio: Stdio) -> Result<i32, CallError> {
-    let (parts, pre) = shared.parts(&guest).await.map_err(|e| match e {
+pub(super) async fn run(shared: &Arc<Shared>, guest: Guest, stdio: Stdio, spent: Spent) -> Result<i32, CallError> {
+    let (mut parts, pre) = shared.parts(&guest).await.map_err(|e| match e {
         StartError::Trap(report) => CallError::Trap(report),
         StartError::OutOfMemory => CallError::OutOfMemory,
         StartError::Unsupported(why) => CallError::BadAnswer(why.into()),
     })?;
+    if let Some(parts) = Arc::get_mut(&mut parts) {
+        (parts.cpu_ns, parts.held) = (spent.cpu_ns, spent.memory_bytes);
+    }
     let store = store::make(pre.engine(), &parts, Some(stdio));
     let meter = Arc::clone(&store.data().meter);
     meter.allow(Limit::StartTime, guest.limits.start_time);

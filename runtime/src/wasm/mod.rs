@@ -3,6 +3,8 @@
 //! A replica is a pre-linked component, its permits and its shelf of idle instances. Nothing here compiles: that is
 //! behind [`Compile`], because compiling is not serving.
 
+mod ambient;
+mod aside;
 mod call;
 mod command;
 mod fate;
@@ -21,16 +23,18 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use wasmtime::component::Component;
 use wasmtime_wasi_http::WasiHttpHooks;
 
+pub use self::aside::computing;
+use self::host::outside::Outside;
 pub use self::host::stdio::{Input, Output, Stdio};
 use self::program::{Linkers, Pre, Program, engine_kind};
 use self::replica::{Handle, Replica};
 use self::store::Parts;
 use crate::artifact::{Artifact, Digest};
-use crate::backend::{Backend, Feature, Instance, Prepared, Task};
+use crate::backend::{Backend, Feature, Instance, Prepared, Spent, Task};
 use crate::budget::Budget;
 use crate::engine::{Allocation, Allocator, EngineKind, Engines, MEMORY_RESERVATION, Machine};
 use crate::error::{CallError, PrepareError, StartError};
-use crate::guest::{Guest, Outbound};
+use crate::guest::{Grants, Guest};
 
 /// WASI imports of a component that no host interface answers. Interfaces of others may be of types alone, which need no
 /// answer: they are left to linking, as are a core module's functions.
@@ -82,8 +86,8 @@ impl Compile for CompileHere {
     }
 }
 
-/// Makes the outbound HTTP of one store; called for each store of a guest whose `outbound.allow` is not empty.
-pub type MakeOutbound = Arc<dyn Fn(&Outbound) -> Box<dyn Fn() -> Box<dyn WasiHttpHooks> + Send + Sync> + Send + Sync>;
+/// Makes the outbound HTTP of one store; called for each replica of a guest that is granted any.
+pub type MakeOutbound = Arc<dyn Fn(&Grants) -> Box<dyn Fn() -> Box<dyn WasiHttpHooks> + Send + Sync> + Send + Sync>;
 
 /// How a [`WasmBackend`] is made.
 pub struct WasmOptions {
@@ -103,6 +107,7 @@ struct Shared {
     budget: Arc<Budget>,
     compile: Arc<dyn Compile>,
     outbound: Option<MakeOutbound>,
+    outside: Arc<dyn Outside>,
     programs: Mutex<HashMap<Digest, Slot>>,
     replicas: Mutex<Vec<Weak<Replica>>>,
 }
@@ -118,6 +123,11 @@ pub struct WasmBackend {
 impl WasmBackend {
     /// Makes the 0.2 engine, its pool and the epoch thread. The 0.3 engine is made when the first such component comes.
     pub fn new(options: WasmOptions) -> Result<Arc<Self>, PrepareError> {
+        Self::with_outside(options, host::outside::real())
+    }
+
+    /// The same, for guests whose time and randomness are this.
+    pub fn with_outside(options: WasmOptions, outside: Arc<dyn Outside>) -> Result<Arc<Self>, PrepareError> {
         let machine = Machine::here(options.memory_budget_bytes);
         let engines = Engines::new(machine, options.allocator)?;
         let shared = Arc::new_cyclic(|me: &Weak<Shared>| Shared {
@@ -127,6 +137,7 @@ impl WasmBackend {
             budget: Budget::new(options.memory_budget_bytes),
             compile: options.compile,
             outbound: options.outbound,
+            outside,
             programs: Mutex::default(),
             replicas: Mutex::default(),
         });
@@ -160,7 +171,7 @@ impl WasmBackend {
     /// Runs a command to its end and returns its exit code. `cpu_time` and `timeout` of [`Duration::MAX`](std::time::Duration::MAX)
     /// mean none.
     pub fn run(&self, guest: Guest, stdio: Stdio) -> Task<'_, Result<i32, CallError>> {
-        Box::pin(command::run(&self.shared, guest, stdio))
+        Box::pin(command::run(&self.shared, guest, stdio, Spent::default()))
     }
 }
 
@@ -218,6 +229,10 @@ impl Backend for WasmBackend {
                 .push(Arc::downgrade(&replica));
             Ok(Arc::new(Handle(replica)) as Arc<dyn Instance>)
         })
+    }
+
+    fn run_command(&self, guest: Guest, spent: Spent) -> Task<'_, Result<i32, CallError>> {
+        Box::pin(command::run(&self.shared, guest, Stdio::log(), spent))
     }
 }
 
@@ -289,17 +304,26 @@ impl Shared {
         let hooks = self
             .outbound
             .as_ref()
-            .filter(|_| !outbound.allow.is_empty())
-            .map(|make| Arc::from(make(outbound)));
+            .filter(|_| !(outbound.allow.is_empty() && outbound.services.is_empty()))
+            .map(|make| Arc::from(make(&guest.grants)));
+        let mounts = guest
+            .grants
+            .volumes
+            .iter()
+            .map(host::filesystem::Mount::new)
+            .collect::<Result<_, _>>();
         let parts = Parts {
             label: Arc::clone(&guest.label),
             config: guest.grants.config.iter().cloned().collect(),
+            mounts: mounts.map_err(|e| StartError::Unsupported(format!("cannot open a volume: {e}")))?,
             key_values: host::keyvalue::KeyValueCtx::new(guest.grants.key_values.clone()),
+            tcp: host::sockets::TcpGrants::of(outbound, &host::outside::real()),
             grants: guest.grants.clone(),
             logs: Arc::clone(&guest.logs),
             hooks,
             memory_bytes: guest.limits.memory_bytes,
             budget: Arc::clone(&self.budget),
+            outside: Arc::clone(&self.outside),
             held: Arc::default(),
             cpu_ns: Arc::default(),
         };

@@ -8,6 +8,8 @@ use wasmtime_wasi_config::WasiConfig;
 use wasmtime_wasi_http::{p2, p3};
 
 use super::Shared;
+use super::host::logging::Logging;
+use super::host::{clocks, filesystem};
 use super::store::StoreData;
 use crate::artifact::{Artifact, Kind};
 use crate::engine::EngineKind;
@@ -106,13 +108,23 @@ fn linker(engine: &Engine, kind: EngineKind) -> wasmtime::Result<Linker<StoreDat
     wasmtime_wasi_io::bindings::wasi::io::error::add_to_linker::<_, Table>(l, |data| &mut data.table)?;
     wasmtime_wasi_io::bindings::wasi::io::poll::add_to_linker::<_, Table>(l, |data| &mut data.table)?;
     wasmtime_wasi_io::bindings::wasi::io::streams::add_to_linker::<_, Table>(l, |data| &mut data.table)?;
+    // Ours: what a guest waits for goes by the clock that it reads.
+    clocks::add_to_linker_02(l)?;
+    filesystem::add_to_linker_02(l)?;
     l.allow_shadowing(false);
     p2::add_only_http_to_linker_async(l)?;
     wasmtime_wasi_config::add_to_linker(l, |data| WasiConfig::new(&data.parts.config))?;
     super::host::keyvalue::add_to_linker(l, |data| data.parts.key_values.view(&mut data.table))?;
+    super::host::logging::add_to_linker(l, |data| Logging(&data.parts.logs))?;
+    super::host::sockets::add_02(l)?;
     if kind == EngineKind::V03 {
         wasmtime_wasi::p3::add_to_linker(l)?;
+        l.allow_shadowing(true);
+        clocks::add_to_linker_03(l)?;
+        filesystem::add_to_linker_03(l)?;
+        l.allow_shadowing(false);
         p3::add_to_linker(l)?;
+        super::host::sockets::add_03(l)?;
     }
     Ok(linker)
 }
@@ -203,7 +215,10 @@ pub fn is_offered(name: &str, kind: EngineKind) -> bool {
         interface,
         "wasi:keyvalue/store" | "wasi:keyvalue/atomics" | "wasi:keyvalue/batch"
     ) {
-        return version == "0.2.0-draft";
+        return matches!(version, "0.2.0-draft" | "0.2.0-draft2");
+    }
+    if interface == "wasi:logging/logging" {
+        return version == "0.1.0-draft";
     }
     (version.starts_with("0.2.") && OFFERED_02.contains(&interface))
         || (version.starts_with("0.3.") && kind == EngineKind::V03 && OFFERED_03.contains(&interface))

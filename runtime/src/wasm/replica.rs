@@ -12,6 +12,7 @@ use super::shelf::Shelf;
 use super::store::Parts;
 use super::{Shared, call, worker};
 use crate::backend::{Exit, Instance, Task, Usage};
+use crate::cpu::{CpuCounts, CpuTimes};
 use crate::error::{CallError, StartError};
 use crate::guest::Limits;
 use crate::http::{Request, Response};
@@ -40,6 +41,8 @@ pub struct Replica {
     pub(super) calls: AtomicU64,
     pub(super) traps: AtomicU64,
     pub(super) made: AtomicU64,
+    /// Processor time of single calls.
+    pub(super) cpu_times: CpuTimes,
     in_flight: AtomicU64,
     reuse_failures: AtomicU32,
     stopping: AtomicBool,
@@ -65,6 +68,7 @@ impl Replica {
             calls: AtomicU64::new(0),
             traps: AtomicU64::new(0),
             made: AtomicU64::new(0),
+            cpu_times: CpuTimes::default(),
             in_flight: AtomicU64::new(0),
             reuse_failures: AtomicU32::new(0),
             stopping: AtomicBool::new(false),
@@ -82,9 +86,10 @@ impl Replica {
     }
 
     /// A place among the calls at once, given back when the permit drops.
-    fn enter(self: Arc<Self>) -> Result<Permit, CallError> {
+    /// `reserve`: beyond those of traffic.
+    fn enter(self: Arc<Self>, reserve: u64) -> Result<Permit, CallError> {
         let before = self.in_flight.fetch_add(1, Ordering::AcqRel);
-        let full = before >= u64::from(self.limits.concurrency);
+        let full = before >= u64::from(self.limits.concurrency) + reserve;
         let permit = Permit(self);
         if permit.0.stopping.load(Ordering::Acquire) {
             return Err(CallError::Gone);
@@ -209,13 +214,26 @@ impl Drop for Handle {
     }
 }
 
-impl Instance for Handle {
-    fn call(&self, request: Request) -> Task<'static, Result<Response, CallError>> {
-        match Arc::clone(&self.0).enter() {
+/// Probes of one replica at once: one of each kind.
+const PROBES: u64 = 2;
+
+impl Handle {
+    fn call_within(&self, reserve: u64, request: Request) -> Task<'static, Result<Response, CallError>> {
+        match Arc::clone(&self.0).enter(reserve) {
             Err(refused) => Box::pin(std::future::ready(Err(refused))),
             Ok(permit) if permit.0.workers.is_some() => Box::pin(worker::call(permit, request)),
             Ok(permit) => Box::pin(call::call(permit, request)),
         }
+    }
+}
+
+impl Instance for Handle {
+    fn call(&self, request: Request) -> Task<'static, Result<Response, CallError>> {
+        self.call_within(0, request)
+    }
+
+    fn probe(&self, request: Request) -> Task<'static, Result<Response, CallError>> {
+        self.call_within(PROBES, request)
     }
 
     fn exited(&self) -> Task<'static, Exit> {
@@ -237,6 +255,10 @@ impl Instance for Handle {
             idle_instances: replica.shelf.len() as u64 + replica.workers.as_ref().map_or(0, worker::Workers::idle),
             instances_made: replica.made.load(Ordering::Relaxed),
         }
+    }
+
+    fn cpu_times(&self) -> CpuCounts {
+        self.0.cpu_times.counts()
     }
 
     fn stop(&self, grace: Duration) -> Task<'static, ()> {

@@ -18,8 +18,12 @@ use wasmtime_wasi_http::{
     WasiHttpHooks, WasiHttpView,
 };
 
+use super::ambient::Ambient;
+use super::host::clocks::{ClocksHost, ClocksView};
+use super::host::filesystem::{FilesHost, FilesView, Mount, OpenFiles};
 use super::host::keyvalue::KeyValueCtx;
-use super::host::outside;
+use super::host::outside::{self, Outside};
+use super::host::sockets::{TcpGrants, TcpState};
 use super::host::stdio::Stdio;
 use crate::budget::{Budget, Share};
 use crate::error::Limit;
@@ -53,10 +57,14 @@ pub struct Parts {
     pub grants: Grants,
     pub config: WasiConfigVariables,
     pub key_values: KeyValueCtx,
+    pub mounts: Vec<Arc<Mount>>,
+    /// `None`: no TCP at all.
+    pub tcp: Option<TcpGrants>,
     pub logs: Arc<dyn LogSink>,
     pub hooks: Option<MakeHooks>,
     pub memory_bytes: u64,
     pub budget: Arc<Budget>,
+    pub outside: Arc<dyn Outside>,
     /// Linear memory of all stores of the replica.
     pub held: Arc<AtomicU64>,
     /// Processor time of all stores of the replica, in nanoseconds.
@@ -145,6 +153,11 @@ impl Meter {
         self.used_ns.fetch_add(spent, Ordering::Relaxed);
         self.total_ns.fetch_add(spent, Ordering::Relaxed);
         spent
+    }
+
+    /// Processor time spent of the present allowance, in nanoseconds.
+    pub fn used_ns(&self) -> u64 {
+        self.used_ns.load(Ordering::Relaxed)
     }
 
     /// The limit that is spent, if it is.
@@ -282,6 +295,9 @@ pub struct StoreData {
     stdio: Option<Stdio>,
     http: WasiHttpCtx,
     hooks: Hooks,
+    open_files: OpenFiles,
+    /// Connections and resolved names of this instance.
+    pub tcp: TcpState,
 }
 
 impl StoreData {
@@ -304,9 +320,21 @@ impl StoreData {
             wasi: None,
             stdio,
             http,
-            hooks: Hooks(parts.hooks.as_ref().map(|make| make())),
+            hooks: Hooks {
+                outbound: parts.hooks.as_ref().map(|make| make()),
+                ambient: Ambient::default(),
+            },
+            tcp: TcpState::default(),
+            open_files: None,
             parts: Arc::clone(parts),
         }
+    }
+}
+
+impl StoreData {
+    /// The instance takes on a request, beside others or not: what its own calls inherit.
+    pub fn take_on(&mut self, request: Ambient, beside_others: bool) {
+        self.hooks.ambient.take_on(request, beside_others);
     }
 }
 
@@ -349,7 +377,9 @@ fn tick(store: StoreContextMut<'_, StoreData>) -> wasmtime::Result<UpdateDeadlin
         // Tokio's own yield lets the reactor run before the guest comes back; a plain wake-up would starve it for up to
         // 61 turns.
         meter.leave();
+        let aside = super::aside::Aside::step();
         tokio::task::yield_now().await;
+        drop(aside);
         meter.enter();
     };
     Ok(UpdateDeadline::YieldCustom(1, Box::pin(aside)))
@@ -359,9 +389,29 @@ impl WasiView for StoreData {
     fn ctx(&mut self) -> WasiCtxView<'_> {
         let ctx = self
             .wasi
-            .get_or_insert_with(|| Box::new(context(&self.parts, self.stdio.take())));
+            .get_or_insert_with(|| Box::new(context(&self.parts, &self.tcp, self.stdio.take())));
         WasiCtxView {
             ctx,
+            table: &mut self.table,
+        }
+    }
+}
+
+impl ClocksHost for StoreData {
+    fn clocks(&mut self) -> ClocksView<'_> {
+        ClocksView {
+            outside: &self.parts.outside,
+            table: &mut self.table,
+        }
+    }
+}
+
+impl FilesHost for StoreData {
+    fn files(&mut self) -> FilesView<'_> {
+        FilesView {
+            mounts: &self.parts.mounts,
+            open: &mut self.open_files,
+            outside: &self.parts.outside,
             table: &mut self.table,
         }
     }
@@ -378,13 +428,17 @@ impl WasiHttpView for StoreData {
 }
 
 /// Nothing inherited, nothing granted but what the service file says.
-fn context(parts: &Parts, stdio: Option<Stdio>) -> WasiCtx {
+fn context(parts: &Parts, tcp: &TcpState, stdio: Option<Stdio>) -> WasiCtx {
     let mut wasi = WasiCtx::builder();
-    wasi.allow_tcp(false)
+    // Names are looked up by our own interface, whatever this says.
+    wasi.allow_tcp(parts.tcp.is_some())
         .allow_udp(false)
         .allow_ip_name_lookup(false)
         .max_random_size(RANDOM_BYTES);
-    outside::furnish(&mut wasi, &outside::real());
+    if let Some(grants) = &parts.tcp {
+        wasi.socket_addr_check(tcp.check(grants));
+    }
+    outside::furnish(&mut wasi, &parts.outside);
     wasi.envs(&parts.grants.env).arg(&*parts.label).args(&parts.grants.args);
     stdio.unwrap_or(Stdio::log()).give(&mut wasi, &parts.logs);
     wasi.build()
@@ -396,7 +450,10 @@ pub fn is_forbidden(name: &HeaderName) -> bool {
 }
 
 /// What belongs to every guest's HTTP, around the outbound calls of those that were granted some.
-struct Hooks(Option<Box<dyn WasiHttpHooks>>);
+struct Hooks {
+    outbound: Option<Box<dyn WasiHttpHooks>>,
+    ambient: Ambient,
+}
 
 impl WasiHttpHooks for Hooks {
     fn is_forbidden_header(&mut self, name: &HeaderName) -> bool {
@@ -409,7 +466,7 @@ impl WasiHttpHooks for Hooks {
 
     fn send_request(
         &mut self,
-        request: http::Request<WasiBody>,
+        mut request: http::Request<WasiBody>,
         options: Option<RequestOptions>,
         processed: Box<dyn Future<Output = Result<(), wasmtime_wasi_http::Error>> + Send>,
     ) -> Box<
@@ -420,7 +477,8 @@ impl WasiHttpHooks for Hooks {
                 )>,
             > + Send,
     > {
-        match &mut self.0 {
+        request.extensions_mut().insert(self.ambient.clone());
+        match &mut self.outbound {
             Some(outbound) => outbound.send_request(request, options, processed),
             None => Box::new(std::future::ready(Err(wasmtime_wasi_http::Error::HttpRequestDenied))),
         }

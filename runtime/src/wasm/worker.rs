@@ -7,7 +7,7 @@
 
 use std::collections::VecDeque;
 use std::pin::{Pin, pin};
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -21,6 +21,7 @@ use wasmtime_wasi_http::handler::{Prepared, Proxy};
 use wasmtime_wasi_http::p3::bindings::http::types::ErrorCode;
 use wasmtime_wasi_http::{WasiBody, WasiHttpView as _};
 
+use super::ambient::Ambient;
 use super::call::{self, Metered};
 use super::fate::{Answer, Fate};
 use super::head::{self, Inbound, bad};
@@ -260,6 +261,8 @@ struct Worker<'a> {
     /// The guest waits for something outside, so that it may take on more. A request is taken to be bound to the
     /// processor until its guest first waits.
     may_take_more: &'a AtomicBool,
+    /// Requests that ended in this turn.
+    answered: &'a AtomicU32,
 }
 
 /// A worker before its first turn.
@@ -324,6 +327,7 @@ async fn run(replica: Arc<Replica>, at: usize, job: Option<Job>) {
     replica.count_made();
     let doing = Mutex::new((Doing::Idle, replica.shared.engines.ticks()));
     let may_take_more = AtomicBool::new(true);
+    let (answered, mut charged) = (AtomicU32::new(0), meter.used_ns());
     let worker = Worker {
         replica: &replica,
         workers,
@@ -335,6 +339,7 @@ async fn run(replica: Arc<Replica>, at: usize, job: Option<Job>) {
         idle: false,
         doing: &doing,
         may_take_more: &may_take_more,
+        answered: &answered,
     };
     let mut guest = pin!(store.run_concurrent(async move |accessor| worker.drive(accessor, job).await));
     let mut cancel = pin!(replica.cancel.cancelled());
@@ -342,6 +347,13 @@ async fn run(replica: Arc<Replica>, at: usize, job: Option<Job>) {
     std::future::poll_fn(|cx| {
         fate.running.store(true, Ordering::Release);
         let polled = step(guest.as_mut(), &meter, &may_take_more, cx);
+        // Requests of one instance share its time: what was spent since the last answers is theirs in equal parts.
+        let calls = answered.swap(0, Ordering::Relaxed);
+        if calls > 0 {
+            let used = meter.used_ns();
+            let spent = used.saturating_sub(std::mem::replace(&mut charged, used));
+            replica.cpu_times.record_many(spent / u64::from(calls), calls);
+        }
         let ended = match polled {
             Poll::Ready(Ok(Ok(()))) => Poll::Ready(None),
             Poll::Ready(Ok(Err(e)) | Err(e)) => {
@@ -438,6 +450,7 @@ impl<'a> Worker<'a> {
             loop {
                 match running.as_mut().poll_next(cx) {
                     Poll::Ready(Some(Ok(answered))) => {
+                        self.answered.fetch_add(1, Ordering::Relaxed);
                         if running.is_empty() {
                             self.now(Doing::After);
                         }
@@ -501,8 +514,13 @@ impl<'a> Worker<'a> {
         } = job;
         let (send, mut sent) = futures::channel::oneshot::channel();
         let proxy = self.proxy;
-        let prepared =
-            accessor.with(|mut access| Prepared::new(access.as_context_mut(), proxy, request, StoreData::http, send));
+        let prepared = accessor.with(|mut access| {
+            access
+                .as_context_mut()
+                .data_mut()
+                .take_on(Ambient::of(&request), at_once > 1);
+            Prepared::new(access.as_context_mut(), proxy, request, StoreData::http, send)
+        });
         async move {
             let gone = async move {
                 let _ = gone.await;

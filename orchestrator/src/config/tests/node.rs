@@ -80,15 +80,29 @@ otlp = ""
 }
 
 #[test]
+fn tls_needs_a_certificate_and_a_certificate_needs_its_key() {
+    assert_eq!(codes("[http]\ntls_listen = [\"0.0.0.0:443\"]"), [Code::Contradiction]);
+    assert_eq!(codes("[tls]\nmode = \"file\""), [Code::MissingKey]);
+    assert_eq!(
+        codes("[tls]\nmode = \"file\"\ncert_file = \"c.pem\""),
+        [Code::MissingKey]
+    );
+    let both = "[http]\nlisten = [\"0.0.0.0:80\"]\ntls_listen = [\"0.0.0.0:80\"]\n[tls]\nmode = \"internal\"";
+    assert_eq!(codes(both), [Code::DuplicateAddress]);
+    let config =
+        good("[http]\ntls_listen = [\"[::]:443\"]\n[tls]\nmode = \"file\"\ncert_file = \"c\"\nkey_file = \"k\"");
+    assert_eq!(config.tls.mode, TlsMode::File);
+    assert_eq!(good(&effective_node(&config)), config);
+}
+
+#[test]
 fn what_comes_later_is_refused_by_name() {
     for text in [
-        "[http]\ntls_listen = [\"0.0.0.0:443\"]",
         "[http]\ntrusted_proxies = [\"10.0.0.1\"]",
         "[http]\naccess_log = \"all\"",
         "[admin]\ndashboard = true",
         "[tls]\nmode = \"acme\"",
         "[tls]\nemail = \"a@b.test\"",
-        "[tls]\ncert_file = \"\"",
         "[engine]\nprofile = \"tiny\"",
         "[engine]\ncompiler = \"none\"",
         "[policy]\nrequire_signature = true",

@@ -47,6 +47,11 @@ fn the_defaults_of_the_models_are_those_of_the_table() {
     assert_eq!(spec.startup, crate::model::service::StartupProbe::default());
     assert_eq!(spec.restart, crate::model::service::Restart::default());
     assert_eq!(spec.rollout, crate::model::service::Rollout::default());
+    assert_eq!(spec.autoscale, None);
+    let table = service("name = \"a\"\nmodule = \"a.wasm\"\n[autoscale]\n", "a")
+        .unwrap()
+        .spec;
+    assert_eq!(table.autoscale, Some(crate::model::service::Autoscale::default()));
     assert_eq!(spec.outbound, narae_runtime::Outbound::default());
     assert_eq!(spec.logs, crate::model::service::Logs::default());
     assert_eq!(
@@ -57,7 +62,9 @@ fn the_defaults_of_the_models_are_those_of_the_table() {
 
 #[test]
 fn every_key_of_the_table_is_printed_or_has_no_value() {
-    let printed = effective(&service(crate::config::service::tests::FULL, "a").unwrap().spec);
+    let job = "name = \"a\"\nmodule = \"a.wasm\"\nworld = \"command\"\n";
+    let printed = [crate::config::service::tests::FULL, job].map(|text| effective(&service(text, "a").unwrap().spec));
+    let printed = printed.concat();
     for (path, key) in crate::config::service_keys::SERVICE.walk() {
         // `routes` is printed as [[route]].
         assert!(path == "routes" || printed.contains(key.name), "{path} is not printed");
@@ -89,7 +96,7 @@ proptest! {
         spec.description = Some(description);
         spec.outbound.private = flag;
         spec.readiness = None;
-        spec.routes = paths.into_iter().map(|path| crate::model::service::Route { host: crate::model::service::HostPattern::Any, path }).collect();
+        spec.routes = paths.into_iter().map(|path| crate::model::service::Route::of(crate::model::service::HostPattern::Any, path)).collect();
         let printed = effective(&spec);
         let again = service(&printed, "b");
         prop_assert!(again.is_ok(), "{printed}\n{:?}", again.err());

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::config::{render_all, visible};
+use crate::model::service::{KeyValueBackend, KeyValueStore};
 use proptest::prelude::*;
 use std::time::Duration;
 
@@ -30,6 +31,9 @@ LOG_LEVEL = "info"
 [config]
 currency = "KRW"
 
+[secrets]
+DB_PASSWORD = "orders-db-password"
+
 [limits]
 memory       = "96MiB"
 timeout      = "10s"
@@ -47,11 +51,17 @@ idle_instances = 8
 host        = "api.example.test"
 path        = "/v1/orders"
 tls         = "off"
+methods = ["GET", "POST"]
+headers = { x-beta = "1" }
+query = { v = "2" }
+strip = true
+https_redirect = true
 
 [traffic]
 balance   = "least-request"
 retries   = { attempts = 1 }
-outlier   = { consecutive_failures = 5 }
+outlier   = { consecutive_failures = 5, eject = "10s", max_ejected = "50%" }
+pin       = { header = "x-narae-revision", cookie = "narae-revision" }
 drain     = "15s"
 
 [probes.startup]
@@ -65,18 +75,35 @@ interval = "500ms"
 timeout = "500ms"
 failures = 2
 
+[probes.liveness]
+path = "/healthz"
+interval = "10s"
+failures = 3
 [restart]
 policy  = "always"
 backoff = { initial = "10ms", max = "30s", factor = 2.0, jitter = true }
 give_up = { restarts = 10, within = "5m" }
 
+[autoscale]
+min     = 0
+max     = 20
+metric  = "concurrency"
+panic_window = "6s"
+target  = "70%"
+up      = { step = "100%", window = "6s" }
+down    = { step = "25%", window = "60s" }
+idle    = "5m"
+
 [rollout]
-strategy      = "rolling"
+strategy      = "canary"
+steps         = [{ weight = "5%", hold = "30s" }, { weight = "25%", hold = "30s" }]
+capabilities  = "allow"
 max_surge     = "50%"
 max_unavailable = 0
 min_healthy_time = "5s"
 progress_deadline = "5m"
 auto_rollback = true
+gates         = { error_rate = "1%", traps = "0.1%", p99 = "250ms", cpu = "+20%", min_requests = 100, compare = "stable" }
 keep_revisions = 20
 
 [[keyvalue]]
@@ -84,35 +111,71 @@ name      = "default"
 backend   = "embedded"
 size      = "64MiB"
 
+[[keyvalue]]
+name      = "shared"
+backend   = "redis://10.20.0.6:6379/0"
+password  = "redis-password"
+size      = "1GiB"
+
+[[volume]]
+name      = "cache"
+mount     = "/data"
+size      = "32MiB"
+read_only = false
+
 [outbound]
-allow    = ["https://payments.example.test", "http://*.example.test:8080", "http://10.20.0.5"]
+allow    = ["https://payments.example.test", "http://*.example.test:8080", "http://10.20.0.5", "tcp://10.20.0.5:5432", "service:inventory"]
 private  = false
 timeout  = "5s"
 concurrent = 64
+credentials = [{ host = "payments.example.test", header = "authorization", secret = "payments-token" }]
 
 [logs]
 level    = "info"
 rate     = "200/s"
 keep     = "4MiB"
+
+[[schedule]]
+name      = "launch-day"
+at        = "2126-12-01T00:00:00"
+timezone  = "Asia/Seoul"
+replicas  = 100
+for       = "2h"
+
+[[schedule]]
+name      = "nightly-report"
+cron      = "0 2 * * *"
+request   = { method = "POST", path = "/tasks/report" }
+timeout   = "5m"
+overlap   = "forbid"
+catch_up  = "once"
+jitter    = "30s"
+retries   = 3
+history   = 20
+
+[[schedule]]
+name      = "tick"
+every     = "15m"
+request   = { path = "/tick" }
 "#;
 
 const HEAD: &str = "name = \"a\"\nmodule = \"a.wasm\"\n";
 
-fn good(text: &str) -> ServiceSpec {
+pub(in crate::config) fn good(text: &str) -> ServiceSpec {
     match service(text, "a.toml") {
         Ok(checked) => checked.spec,
         Err(problems) => panic!("{text}\n{}", render_all(&problems, false)),
     }
 }
 
-fn bad(text: &str) -> Vec<Problem> {
+pub(in crate::config) fn bad(text: &str) -> Vec<Problem> {
     match service(text, "a.toml") {
         Ok(checked) => panic!("{text}\nwas accepted as {:?}", checked.spec),
         Err(problems) => problems,
     }
 }
 
-fn codes(text: &str) -> Vec<Code> {
+pub(in crate::config) fn codes(text: &str) -> Vec<Code> {
     bad(text).iter().map(|p| p.code).collect()
 }
 
@@ -132,13 +195,7 @@ fn each(code: Code, lines: &[&str]) {
 fn the_smallest_file_is_three_lines() {
     let spec = good(SMALL);
     assert_eq!(spec.name.as_str(), "hello");
-    assert_eq!(
-        spec.routes,
-        [Route {
-            host: HostPattern::Any,
-            path: "/".into()
-        }]
-    );
+    assert_eq!(spec.routes, [Route::of(HostPattern::Any, "/")]);
     assert_eq!(spec.limits, Limits::default());
 }
 
@@ -157,19 +214,33 @@ fn the_full_file_is_read_to_the_last_key() {
     assert_eq!(spec.traffic.drain, Duration::from_secs(15));
     assert_eq!(spec.readiness.as_ref().map(|r| r.failures), Some(2));
     assert_eq!(spec.rollout.max_surge, Amount::Percent(50));
-    assert_eq!(spec.outbound.allow.len(), 3);
+    assert_eq!(spec.outbound.allow.len(), 4);
+    assert_eq!(spec.outbound.services, ["inventory"]);
+    assert_eq!(spec.outbound.credentials[0].secret, "payments-token");
+    assert_eq!(
+        spec.secret_names().into_iter().collect::<Vec<_>>(),
+        ["orders-db-password", "payments-token", "redis-password"]
+    );
     assert_eq!(
         (spec.outbound.allow[1].host.as_str(), spec.outbound.allow[1].port),
         ("*.example.test", 8080)
     );
-    assert_eq!(
-        spec.keyvalue,
-        [KeyValueStore {
-            name: "default".into(),
-            size_bytes: 64 << 20
-        }]
-    );
+    let default = KeyValueStore {
+        name: "default".into(),
+        backend: KeyValueBackend::Embedded,
+        password: None,
+        size_bytes: 64 << 20,
+    };
+    let shared = KeyValueStore {
+        name: "shared".into(),
+        backend: KeyValueBackend::Redis("redis://10.20.0.6:6379/0".into()),
+        password: Some("redis-password".into()),
+        size_bytes: 1 << 30,
+    };
+    assert_eq!(spec.keyvalue, [default, shared]);
     assert_eq!(spec.env["LOG_LEVEL"], "info");
+    assert_eq!(spec.secrets["DB_PASSWORD"], "orders-db-password");
+    assert_eq!(spec.rollout.capabilities, crate::model::service::Wanting::Allow);
     assert!(spec.digest.is_some());
 }
 
@@ -192,7 +263,7 @@ fn a_present_table_takes_its_own_defaults() {
 
 #[test]
 fn every_mistake_is_told_at_once_in_the_order_of_the_file() {
-    let text = "module = 7\nreplicas = \"4\"\nroutes = [\"x\", \"/a?b\"]\nmemroy = 1\n\n[limits]\ntimeout = 30\nmemory = \"1KiB\"\n\n[secrets]\nA = \"b\"\n";
+    let text = "module = 7\nreplicas = \"4\"\nroutes = [\"x\", \"/a?b\"]\nmemroy = 1\n\n[limits]\ntimeout = 30\nmemory = \"1KiB\"\n\n[placement]\nA = \"b\"\n";
     let seen: Vec<(Code, u32)> = bad(text).iter().map(|p| (p.code, p.position().unwrap().0)).collect();
     assert_eq!(
         seen,
@@ -217,42 +288,20 @@ fn keys_of_later_features_are_refused_by_name() {
         "rootfs = \"./r\"",
         "signature = { key = \"k\" }",
         "backend = \"namespace\"",
-        "[secrets]\nA = \"b\"",
         "[limits]\npids = 3",
         "[limits]\ncpus = 1.0",
         "[limits]\ntmp = \"1MiB\"",
         "[limits]\nopen_files = 3",
-        "[[route]]\nmethods = [\"GET\"]",
-        "[[route]]\nheaders = { a = \"b\" }",
-        "[[route]]\nstrip = false",
         "[[route]]\ntls = \"acme\"",
         "[[route]]\ncompression = true",
-        "[[route]]\nhttps_redirect = true",
         "[traffic]\nbalance = \"hash\"",
         "[traffic]\nhash_on = \"client-ip\"",
         "[traffic]\nsticky = { cookie = \"c\" }",
         "[traffic]\nmirror = { service = \"b\" }",
-        "[traffic]\npin = { header = \"h\" }",
         "[traffic]\nstop_grace = \"1s\"",
         "[traffic]\nretries = { budget = \"20%\" }",
-        "[traffic]\noutlier = { eject = \"10s\" }",
-        "[traffic]\noutlier = { max_ejected = \"50%\" }",
         "[rate_limit]\nrate = \"200/s\"",
-        "[probes.liveness]\npath = \"/\"",
-        "[autoscale]\nmin = 2",
-        "[[schedule]]\nname = \"x\"",
-        "[job]\nretries = 3",
-        "[[volume]]\nname = \"x\"",
         "[placement]\nstrategy = \"spread\"",
-        "[rollout]\nstrategy = \"canary\"",
-        "[rollout]\nstrategy = \"recreate\"",
-        "[rollout]\nsteps = []",
-        "[rollout]\ngates = {}",
-        "[rollout]\ncapabilities = \"ask\"",
-        "[[keyvalue]]\nbackend = \"redis://h\"",
-        "[outbound]\nallow = [\"tcp://10.0.0.1:1\"]",
-        "[outbound]\nallow = [\"service:inventory\"]",
-        "[outbound]\ncredentials = []",
     ] {
         let problems = bad(&format!("{HEAD}{line}\n"));
         assert_eq!(

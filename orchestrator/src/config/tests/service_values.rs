@@ -153,6 +153,33 @@ fn paths_start_with_a_slash_and_lose_the_last_one() {
 }
 
 #[test]
+fn two_routes_of_one_path_differ_by_what_they_ask_for() {
+    let path = "[[route]]\npath = \"/\"\n";
+    let get = format!("{path}methods = [\"GET\", \"HEAD\"]\n");
+    good(&format!("{HEAD}{path}{get}"));
+    good(&format!("{HEAD}{get}{path}methods = [\"POST\"]\n"));
+    good(&format!(
+        "{HEAD}{path}{path}headers = {{ X-A = \"1\" }}\n{path}query = {{ a = \"1\" }}\n"
+    ));
+    for clash in [
+        format!("{get}{path}methods = [\"HEAD\"]\n"),
+        format!("{path}strip = true\n{path}"),
+    ] {
+        assert_eq!(codes(&format!("{HEAD}{clash}")), [Code::DuplicateRoute], "{clash}");
+    }
+    for bad in [
+        "methods = [\"get\"]",
+        "methods = [\"\"]",
+        "headers = { host = \"a\" }",
+        "headers = { \"a b\" = \"1\" }",
+        "headers = { a = \"\\u0007\" }",
+        "headers = { a = \" 1\" }",
+    ] {
+        assert_eq!(codes(&format!("{HEAD}{path}{bad}\n")), [Code::BadText], "{bad}");
+    }
+}
+
+#[test]
 fn a_route_is_there_once() {
     each(
         Code::DuplicateRoute,
@@ -442,7 +469,7 @@ fn messages_look_as_the_reference_says() {
         bad("name   = \"hello\"\nmodule = \"hello.wasm\"\nroutes = [\"/\"]\n\n\n[limits]\nmemroy = \"64MiB\"\n")[0]
             .render(false)
     );
-    let many = "name = \"My App\"\nmodule = \"oci://registry.test/app:1\"\nreplicas = \"4\"\nroutes = [\"/v1\", \"/v1/\"]\ndescription = 7\nsecrets = {}\n\n[limits]\ntimeout = 30\nmemory = \"64m\"\nconcurrency = 0\n\n[restart]\npolicy = \"on_failure\"\n\n[[route]]\nhost = \"*\"\n\n[rollout]\nstrategy = \"canary\"\nmax_surge = \"50\"\n\n[outbound]\nallow = [\"payments.test\"]\n\n[env]\nPORT = 8080\n\n[logs]\nrate = \"90/m\"\nroutes = []\n";
+    let many = "name = \"My App\"\nmodule = \"oci://registry.test/app:1\"\nreplicas = \"4\"\nroutes = [\"/v1\", \"/v1/\"]\ndescription = 7\nplacement = {}\n\n[limits]\ntimeout = 30\nmemory = \"64m\"\nconcurrency = 0\n\n[restart]\npolicy = \"on_failure\"\n\n[[route]]\nhost = \"*\"\n\n[rollout]\nstrategy = \"fast\"\nmax_surge = \"50\"\n\n[outbound]\nallow = [\"payments.test\"]\n\n[env]\nPORT = 8080\n\n[logs]\nrate = \"90/m\"\nroutes = []\n";
     insta::assert_snapshot!("many", render_all(&bad(many), false));
     insta::assert_snapshot!(
         "syntax",

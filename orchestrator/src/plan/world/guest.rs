@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use super::rollout::Figures;
 use crate::model::service::{Logs, Restart, Rollout, StartupProbe, Traffic, World};
 use crate::model::{Death, ReplicaCount, ServiceName, ServiceSpec};
 
@@ -21,6 +22,12 @@ pub struct Guest {
     pub dies: Option<(Duration, Death)>,
     /// Every call traps: the balancer counts traps in a row soon after it serves.
     pub traps: bool,
+    /// Its calls fail without a trap: the balancer counts failures in a row soon after it serves.
+    pub fails: bool,
+    /// Whether it passes its liveness probe.
+    pub alive: bool,
+    /// What the gates measure of it.
+    pub figures: Figures,
 }
 
 impl Default for Guest {
@@ -32,6 +39,9 @@ impl Default for Guest {
             ready: true,
             dies: None,
             traps: false,
+            fails: false,
+            alive: true,
+            figures: Figures::default(),
         }
     }
 }
@@ -82,16 +92,22 @@ pub fn spec(name: &str) -> ServiceSpec {
         labels: BTreeMap::new(),
         env: BTreeMap::new(),
         config: BTreeMap::new(),
+        secrets: BTreeMap::new(),
         limits: Default::default(),
         routes: Vec::new(),
         traffic: Traffic::default(),
         startup: StartupProbe::default(),
         readiness: None,
+        liveness: None,
         restart: Restart::default(),
         rollout: Rollout::default(),
+        autoscale: None,
         keyvalue: Vec::new(),
+        volumes: Vec::new(),
         outbound: Default::default(),
         logs: Logs::default(),
+        schedules: Vec::new(),
+        job: None,
     }
 }
 
@@ -106,6 +122,6 @@ pub fn replica_count(n: u32) -> ReplicaCount {
 }
 
 /// Milliseconds as a duration that a test wrote.
-pub fn ms(n: u64) -> Duration {
+pub const fn ms(n: u64) -> Duration {
     Duration::from_millis(n)
 }

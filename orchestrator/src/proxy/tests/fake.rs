@@ -50,9 +50,13 @@ impl Counters for Uncounted {
 }
 
 pub fn upstream(id: u64, concurrency: u32, instance: Arc<dyn Instance>) -> Arc<Upstream> {
+    upstream_of(1, id, concurrency, instance)
+}
+
+pub fn upstream_of(revision: u64, id: u64, concurrency: u32, instance: Arc<dyn Instance>) -> Arc<Upstream> {
     Upstream::new(
         ReplicaId(id),
-        RevisionNumber(1),
+        RevisionNumber(revision),
         instance,
         concurrency,
         Arc::new(Uncounted),

@@ -187,6 +187,7 @@ async fn errors_have_their_status_and_traps_in_a_row_are_counted() {
             _ => return Ok(Response::new(Body::full("fine"))),
         })
     })]);
+    world.service.upstreams()[0].set_failure_limit(4);
     let mut client = world.connect().await;
     for (path, status, name) in [
         ("/trap", 500, "trap"),
@@ -205,6 +206,12 @@ async fn errors_have_their_status_and_traps_in_a_row_are_counted() {
     assert_eq!(world.service.upstreams()[0].consecutive_traps(), 0);
     client.get("/trap").await;
     assert_eq!(*world.recorder.traps.lock().unwrap(), [1, 2, 3, 1]);
+    for _ in 0..3 {
+        client.get("/trap").await;
+    }
+    client.get("/").await;
+    let run = world.service.upstreams()[0].consecutive_traps();
+    assert_eq!(run, 4, "a run at its limit stands until somebody has looked");
 }
 
 #[tokio::test]
@@ -518,4 +525,48 @@ async fn calls_from_inside_are_answered_by_the_replica_they_name() {
     assert_eq!(got.into_body().collect().await.unwrap().to_bytes(), "hello\n");
     world.settled().await;
     probed.idle().await;
+}
+
+#[tokio::test]
+async fn a_stripped_prefix_is_told_in_a_header_and_a_client_cannot_make_one_up() {
+    let world = World::of(vec![mirror()]);
+    let route = |strip, path: &str| Route {
+        strip,
+        ..Route::of(HostPattern::Any, path)
+    };
+    let service = |route| (route, Arc::clone(&world.service));
+    world.balancer.publish(Table::build(vec![
+        service(route(true, "/api/v1")),
+        service(route(false, "/")),
+    ]));
+    for (target, guest_sees, prefix) in [
+        ("/api/v1/x?y=1", "GET /x?y=1", Some("/api/v1")),
+        ("/api/v1", "GET /", Some("/api/v1")),
+        ("/api/v1?y=1", "GET /?y=1", Some("/api/v1")),
+        ("/api/v1//x", "GET //x", Some("/api/v1")),
+        ("/api/v10", "GET /api/v10", None),
+    ] {
+        let got = world
+            .raw(format!(
+                "GET {target} HTTP/1.1\r\nhost: a\r\nx-forwarded-prefix: /evil\r\nconnection: close\r\n\r\n"
+            ))
+            .await;
+        let body = got.split_once("\r\n\r\n").unwrap().1;
+        assert_eq!(body.lines().next(), Some(guest_sees), "{target}");
+        let told = body.lines().find_map(|l| l.strip_prefix("x-forwarded-prefix="));
+        assert_eq!(told, prefix, "{target}");
+    }
+}
+
+#[tokio::test]
+async fn without_tls_on_this_node_nothing_is_redirected() {
+    let world = World::of(vec![mirror()]);
+    let route = Route {
+        https_redirect: true,
+        ..Route::of(HostPattern::Any, "/")
+    };
+    world
+        .balancer
+        .publish(Table::build(vec![(route, Arc::clone(&world.service))]));
+    assert!(world.connect().await.get("/").await.status == 200);
 }

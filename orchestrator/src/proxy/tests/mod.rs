@@ -7,6 +7,7 @@ mod http2;
 mod overload;
 mod slow;
 mod smuggling;
+mod tls;
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
@@ -82,15 +83,7 @@ impl World {
         for (id, instance) in (1..).zip(instances) {
             service.admit(fake::upstream(id, concurrency, instance));
         }
-        let route = |path: &str| {
-            (
-                Route {
-                    host: HostPattern::Any,
-                    path: path.to_owned(),
-                },
-                Arc::clone(&service),
-            )
-        };
+        let route = |path: &str| (Route::of(HostPattern::Any, path), Arc::clone(&service));
         balancer.publish(Table::build(vec![route("/ok"), route("/")]));
         let options = ServerOptions { threads: 1, ..options };
         let server = Server::start(&["127.0.0.1:0".parse().unwrap()], Arc::clone(&balancer), options).unwrap();

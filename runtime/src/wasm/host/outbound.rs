@@ -1,9 +1,11 @@
 //! Outbound HTTP of a guest: allowed by name, checked by address, bounded in time and number.
 //!
 //! [`policy`] decides in plain functions; `connect` makes a connection to an address that was checked, so a name that
-//! resolves to something else a moment later gains nothing. Redirects are the guest's own business.
+//! resolves to something else a moment later gains nothing. Redirects are the guest's own business. Calls to services of
+//! this node take another way (`inside`), and credentials are added when the guest has let go of its request.
 
 mod connect;
+mod inside;
 pub mod policy;
 
 use std::error::Error as StdError;
@@ -22,12 +24,12 @@ use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::capture_connection;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::{Instant, Sleep};
 use wasmtime_wasi_http::{Error, RequestOptions, Result, WasiBody, WasiHttpHooks};
 
 use self::connect::{ConnectError, Connector};
-use super::outside::Outside;
-use crate::guest::Outbound;
+use super::outside::{self, Outside};
+use crate::backend::Task;
+use crate::guest::{Credential, Grants, Neighbours, Outbound};
 use crate::wasm::store::{BODY_PIECE_BYTES, BODY_PIECES};
 
 /// Idle connections kept for one origin, and for how long: shorter than the usual server's 60 s, so that reuse rarely
@@ -47,6 +49,8 @@ struct Inner {
     policy: Arc<Outbound>,
     outside: Arc<dyn Outside>,
     calls: Arc<Semaphore>,
+    neighbours: Option<Arc<dyn Neighbours>>,
+    credentials: Vec<Credential>,
     /// Made by the first allowed call: most replicas make none.
     client: OnceLock<Client<HttpsConnector<Connector>, WasiBody>>,
 }
@@ -54,6 +58,18 @@ struct Inner {
 impl OutboundClient {
     /// A client under this policy. Nothing is opened before the first allowed call.
     pub fn new(policy: Outbound, outside: Arc<dyn Outside>) -> Self {
+        Self::of(
+            &Grants {
+                outbound: policy,
+                ..Grants::default()
+            },
+            outside,
+        )
+    }
+
+    /// The same with the ways to other services and the credentials of these grants.
+    pub fn of(grants: &Grants, outside: Arc<dyn Outside>) -> Self {
+        let policy = grants.outbound.clone();
         let calls = usize::try_from(policy.concurrent)
             .unwrap_or(usize::MAX)
             .min(Semaphore::MAX_PERMITS);
@@ -61,6 +77,8 @@ impl OutboundClient {
             policy: Arc::new(policy),
             outside,
             calls: Arc::new(Semaphore::new(calls)),
+            neighbours: grants.neighbours.clone(),
+            credentials: grants.credentials.clone(),
             client: OnceLock::new(),
         }))
     }
@@ -79,22 +97,63 @@ impl OutboundClient {
         request: Request<WasiBody>,
         options: Option<RequestOptions>,
     ) -> Result<Response<WasiBody>> {
-        let mut request = admit(&self.0.policy, request)?;
         let times = Times::of(&self.0.policy, options);
-        let deadline = Deadline(Instant::now().checked_add(times.head));
-        let permit = deadline.wait(self.0.calls.clone().acquire_owned()).await;
-        // The semaphore is never closed.
-        let Some(Ok(permit)) = permit else {
-            return Err(Error::ConnectionLimitReached);
-        };
+        let outside = &self.0.outside;
+        let by = outside::deadline(outside, times.head);
+        if let Some(name) = policy::neighbour(&self.0.policy, request.uri()) {
+            let neighbours = self.0.neighbours.as_deref().ok_or(Error::HttpRequestDenied)?;
+            let permit = self.permit(by).await?;
+            let answer = outside::until(outside, by, inside::call(neighbours, &name, request)).await;
+            let answer = answer.ok_or(Error::HttpResponseTimeout)??;
+            return Ok(answer.map(|body| self.guarded(body, inside::error_of, times.frame, permit)));
+        }
+        let mut request = admit(&self.0.policy, request)?;
+        self.sign(&mut request);
+        let permit = self.permit(by).await?;
         let connection = capture_connection(&mut request);
-        match deadline.wait(self.client().request(request)).await {
-            Some(Ok(response)) => {
-                Ok(response.map(|incoming| GuardedBody::new(incoming, times.frame, permit).boxed_unsync()))
-            }
+        match outside::until(outside, by, self.client().request(request)).await {
+            Some(Ok(response)) => Ok(
+                response.map(|incoming| self.guarded(incoming, |error| hyper_error_of(&error), times.frame, permit))
+            ),
             Some(Err(error)) => Err(error_of(&error)),
             None if connection.connection_metadata().is_some() => Err(Error::HttpResponseTimeout),
             None => Err(Error::ConnectionTimeout),
+        }
+    }
+
+    /// The body of an answer, each frame under its time, with the call's permit.
+    fn guarded<B>(
+        &self,
+        body: B,
+        error: fn(B::Error) -> Error,
+        frame: Duration,
+        permit: OwnedSemaphorePermit,
+    ) -> WasiBody
+    where
+        B: Body<Data = Bytes> + Send + Unpin + 'static,
+    {
+        GuardedBody::new(body, error, frame, permit, Arc::clone(&self.0.outside)).boxed_unsync()
+    }
+
+    async fn permit(&self, by: u64) -> Result<OwnedSemaphorePermit> {
+        // The semaphore is never closed.
+        match outside::until(&self.0.outside, by, self.0.calls.clone().acquire_owned()).await {
+            Some(Ok(permit)) => Ok(permit),
+            _ => Err(Error::ConnectionLimitReached),
+        }
+    }
+
+    /// Adds the credentials of the host that is called; what the guest wrote there itself goes.
+    fn sign(&self, request: &mut Request<WasiBody>) {
+        if self.0.credentials.is_empty() {
+            return;
+        }
+        let host = policy::host_of(request.uri());
+        for credential in &self.0.credentials {
+            if host.as_ref() == Some(&credential.host) {
+                let headers = request.headers_mut();
+                headers.insert(credential.header.clone(), credential.value.clone());
+            }
         }
     }
 
@@ -151,18 +210,6 @@ fn admit(policy: &Outbound, mut request: Request<WasiBody>) -> Result<Request<Wa
     Ok(request)
 }
 
-/// `None` is too far away to say.
-struct Deadline(Option<Instant>);
-
-impl Deadline {
-    async fn wait<T>(&self, what: impl Future<Output = T>) -> Option<T> {
-        match self.0 {
-            Some(at) => tokio::time::timeout_at(at, what).await.ok(),
-            None => Some(what.await),
-        }
-    }
-}
-
 /// The policy's time, or less if the guest asks for less.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Times {
@@ -190,8 +237,8 @@ impl Times {
 
 /// Outbound HTTP for a backend: one client for each replica that was granted any, cloned into each of its stores.
 pub fn maker(outside: Arc<dyn Outside>) -> crate::wasm::MakeOutbound {
-    Arc::new(move |policy| {
-        let client = OutboundClient::new(policy.clone(), Arc::clone(&outside));
+    Arc::new(move |grants| {
+        let client = OutboundClient::of(grants, Arc::clone(&outside));
         Box::new(move || Box::new(client.clone()) as Box<dyn WasiHttpHooks>)
     })
 }
@@ -229,26 +276,37 @@ impl WasiHttpHooks for OutboundClient {
 }
 
 /// An answer's body: each frame within its time; the permit goes with its last one, or when the guest drops it.
-struct GuardedBody<B> {
+struct GuardedBody<B: Body> {
     incoming: B,
+    /// What a broken body is in the interface's words.
+    error: fn(B::Error) -> Error,
     frame: Duration,
     /// Armed only while somebody waits.
-    waiting: Option<Pin<Box<Sleep>>>,
+    waiting: Option<Task<'static, ()>>,
     permit: Option<OwnedSemaphorePermit>,
+    outside: Arc<dyn Outside>,
 }
 
-impl<B> GuardedBody<B> {
-    fn new(incoming: B, frame: Duration, permit: OwnedSemaphorePermit) -> Self {
+impl<B: Body> GuardedBody<B> {
+    fn new(
+        incoming: B,
+        error: fn(B::Error) -> Error,
+        frame: Duration,
+        permit: OwnedSemaphorePermit,
+        outside: Arc<dyn Outside>,
+    ) -> Self {
         Self {
             incoming,
+            error,
             frame,
             waiting: None,
             permit: Some(permit),
+            outside,
         }
     }
 }
 
-impl<B: Body<Data = Bytes, Error = hyper::Error> + Unpin> Body for GuardedBody<B> {
+impl<B: Body<Data = Bytes> + Unpin> Body for GuardedBody<B> {
     type Data = Bytes;
     type Error = Error;
 
@@ -258,10 +316,12 @@ impl<B: Body<Data = Bytes, Error = hyper::Error> + Unpin> Body for GuardedBody<B
             return Poll::Ready(None);
         }
         let frame = match Pin::new(&mut this.incoming).poll_frame(cx) {
-            Poll::Ready(frame) => frame.map(|frame| frame.map_err(|error| hyper_error_of(&error))),
+            Poll::Ready(frame) => frame.map(|frame| frame.map_err(this.error)),
             Poll::Pending => {
-                let wait = this.frame;
-                let sleep = this.waiting.get_or_insert_with(|| Box::pin(tokio::time::sleep(wait)));
+                let (outside, wait) = (&this.outside, this.frame);
+                let sleep = this
+                    .waiting
+                    .get_or_insert_with(|| outside.sleep_until(outside::deadline(outside, wait)));
                 ready!(sleep.as_mut().poll(cx));
                 Some(Err(Error::ConnectionReadTimeout))
             }

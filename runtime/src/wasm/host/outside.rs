@@ -1,4 +1,4 @@
-//! The one narrow layer between a guest's host calls and the world: time, randomness, names and connections.
+//! The one narrow layer between a guest's host calls and the world: time, waiting, randomness, names and connections.
 //!
 //! Everything a guest can observe that is not a function of its inputs passes through [`Outside`], so that a run can be
 //! recorded and given again. It knows no guest and no policy: what may be reached is decided above it.
@@ -9,6 +9,7 @@ use std::net::{SocketAddr, ToSocketAddrs};
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant, SystemTime};
 
+use futures::future::Either;
 use rand_core::TryRng;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
@@ -26,12 +27,14 @@ const MAX_LOOKUPS: usize = 32;
 pub trait Wire: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Wire for T {}
 
-/// Time, randomness, names, connections.
+/// Time, waiting, randomness, names, connections.
 pub trait Outside: Send + Sync {
     /// Nanoseconds since a fixed moment before any guest ran; never goes back.
     fn monotonic_now(&self) -> u64;
     /// Nanoseconds between two values of it.
     fn monotonic_resolution(&self) -> u64;
+    /// Ends when [`monotonic_now`](Self::monotonic_now) has reached `when`; at once if it has.
+    fn sleep_until(&self, when: u64) -> Task<'static, ()>;
     /// Since the Unix epoch.
     fn wall_now(&self) -> Duration;
     fn wall_resolution(&self) -> Duration;
@@ -43,6 +46,26 @@ pub trait Outside: Send + Sync {
     fn resolve(&self, host: String, port: u16) -> Task<'static, io::Result<Vec<SocketAddr>>>;
     /// A TCP connection to exactly this address.
     fn connect(&self, address: SocketAddr) -> Task<'static, io::Result<Box<dyn Wire>>>;
+}
+
+/// Waits for `what` at most so long by this clock; `None` when the time is over.
+pub async fn within<T>(outside: &Arc<dyn Outside>, time: Duration, what: impl Future<Output = T>) -> Option<T> {
+    until(outside, deadline(outside, time), what).await
+}
+
+/// The moment so much later; the end of the clock if it is beyond.
+pub fn deadline(outside: &Arc<dyn Outside>, time: Duration) -> u64 {
+    let time = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+    outside.monotonic_now().saturating_add(time)
+}
+
+/// Waits for `what` until this moment at most.
+pub async fn until<T>(outside: &Arc<dyn Outside>, when: u64, what: impl Future<Output = T>) -> Option<T> {
+    let what = std::pin::pin!(what);
+    match futures::future::select(what, outside.sleep_until(when)).await {
+        Either::Left((done, _)) => Some(done),
+        Either::Right(((), _)) => None,
+    }
 }
 
 /// The world as it is.
@@ -71,16 +94,27 @@ fn system_time() -> SystemTime {
     SystemTime::now()
 }
 
+/// Zero of the monotonic clock. The first look makes it, so that it is before every other value.
+fn start() -> Instant {
+    static START: LazyLock<Instant> = LazyLock::new(instant);
+    *START
+}
+
 impl Outside for Real {
     fn monotonic_now(&self) -> u64 {
-        static START: LazyLock<Instant> = LazyLock::new(instant);
-        // The first call makes START, so that zero is before every other value.
-        let start = *START;
+        let start = start();
         u64::try_from(instant().saturating_duration_since(start).as_nanos()).unwrap_or(u64::MAX)
     }
 
     fn monotonic_resolution(&self) -> u64 {
         1
+    }
+
+    fn sleep_until(&self, when: u64) -> Task<'static, ()> {
+        match start().checked_add(Duration::from_nanos(when)) {
+            Some(at) => Box::pin(tokio::time::sleep_until(at.into())),
+            None => Box::pin(std::future::pending()),
+        }
     }
 
     fn wall_now(&self) -> Duration {

@@ -17,7 +17,7 @@ use wasmtime_wasi::p2::{OutputStream, Pollable, StreamResult};
 use crate::guest::{LogSink, Stream};
 
 /// Longest piece of a line that a sink is given.
-const LINE_BYTES: usize = 8 << 10;
+pub(super) const LINE_BYTES: usize = 8 << 10;
 /// Bytes a guest may write in one call.
 const WRITE_BYTES: usize = 64 << 10;
 

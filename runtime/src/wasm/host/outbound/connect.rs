@@ -15,7 +15,7 @@ use wasmtime_wasi_http::Error;
 
 use super::policy;
 use crate::guest::Outbound;
-use crate::wasm::host::outside::{Outside, Wire};
+use crate::wasm::host::outside::{self, Outside, Wire};
 
 /// Addresses of one name that are tried.
 const MAX_TRIED: u32 = 4;
@@ -98,10 +98,10 @@ impl Connector {
         let each = self.policy.timeout / tries;
         let mut last = ConnectError::Prohibited;
         for address in open.into_iter().take(MAX_TRIED as usize) {
-            match tokio::time::timeout(each, self.outside.connect(address)).await {
-                Ok(Ok(wire)) => return Ok(Stream(TokioIo::new(wire))),
-                Ok(Err(error)) => last = ConnectError::Connect(error),
-                Err(_) => last = ConnectError::Connect(io::ErrorKind::TimedOut.into()),
+            match outside::within(&self.outside, each, self.outside.connect(address)).await {
+                Some(Ok(wire)) => return Ok(Stream(TokioIo::new(wire))),
+                Some(Err(error)) => last = ConnectError::Connect(error),
+                None => last = ConnectError::Connect(io::ErrorKind::TimedOut.into()),
             }
         }
         Err(last)

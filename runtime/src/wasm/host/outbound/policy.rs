@@ -1,6 +1,6 @@
 //! What an outbound call may reach: plain functions over the policy, a name and an address. They resolve nothing.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use http::Uri;
 
@@ -16,6 +16,43 @@ pub fn target<'a>(policy: &'a Outbound, uri: &Uri) -> Option<&'a Target> {
         .iter()
         .find(|t| t.port == port && t.scheme.eq_ignore_ascii_case(scheme) && host_matches(&t.host, &host))
 }
+
+/// The service of this node that this URI names, if it may be called: `http://NAME.internal`, no other port or scheme. A
+/// host with more labels is no service; `http://NAME.internal` in `allow` is another host where `services` has no NAME.
+pub fn neighbour(policy: &Outbound, uri: &Uri) -> Option<String> {
+    if policy.services.is_empty() || uri.scheme_str() != Some("http") || port_of(uri) != Some(80) {
+        return None;
+    }
+    if uri.authority()?.as_str().contains('@') {
+        return None;
+    }
+    let host = host_of(uri)?;
+    let name = host.strip_suffix(".internal")?;
+    policy.services.iter().find(|service| *service == name).cloned()
+}
+
+/// The ports of a name that `tcp://` entries let through, with their entries.
+pub fn tcp_targets<'a>(policy: &'a Outbound, name: &str) -> impl Iterator<Item = &'a Target> {
+    let name = name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase();
+    let targets = policy.allow.iter().filter(|t| t.scheme == TCP);
+    targets.filter(move |t| host_matches(&t.host, &name))
+}
+
+/// Whether `allow` has this very address and port as a literal.
+pub fn tcp_listed(policy: &Outbound, address: SocketAddr) -> bool {
+    let ip = address.ip().to_canonical();
+    let listed = |t: &Target| {
+        t.scheme == TCP && t.port == address.port() && t.host.parse::<IpAddr>().is_ok_and(|a| a.to_canonical() == ip)
+    };
+    policy.allow.iter().any(listed)
+}
+
+/// Whether there is any `tcp://` entry.
+pub fn grants_tcp(policy: &Outbound) -> bool {
+    policy.allow.iter().any(|t| t.scheme == TCP)
+}
+
+const TCP: &str = "tcp";
 
 /// The host as it is compared and resolved: lower case, without brackets and final dot. `None` if it is neither an
 /// address nor made of the characters of names, so that nothing is left to another parser's taste.
@@ -174,6 +211,59 @@ mod tests {
             );
         }
         assert!(target(&Outbound::default(), &"https://pay.example.test/".parse().unwrap()).is_none());
+    }
+
+    #[test]
+    fn a_service_is_called_by_its_name_on_port_80_and_only_when_it_is_listed() {
+        let policy = Outbound {
+            services: vec!["inventory".into()],
+            ..policy(&[("http", "other.internal", 80)], false)
+        };
+        for (uri, service) in [
+            ("http://inventory.internal/x", Some("inventory")),
+            ("http://INVENTORY.internal:80", Some("inventory")),
+            ("http://inventory.internal./", Some("inventory")),
+            ("https://inventory.internal/", None),
+            ("http://inventory.internal:8080/", None),
+            ("http://user@inventory.internal/", None),
+            ("http://other.internal/", None),
+            ("http://a.inventory.internal/", None),
+            ("http://inventory/", None),
+            ("http://inventory.internal.test/", None),
+        ] {
+            assert_eq!(neighbour(&policy, &uri.parse().unwrap()).as_deref(), service, "{uri}");
+        }
+        assert!(target(&policy, &"http://other.internal/".parse().unwrap()).is_some());
+    }
+
+    #[test]
+    fn a_tcp_entry_is_for_its_port_and_no_http_call() {
+        let policy = policy(
+            &[
+                ("tcp", "db.test", 5432),
+                ("tcp", "10.20.0.5", 6379),
+                ("tcp", "*.wild.test", 1),
+            ],
+            false,
+        );
+        let ports = |name: &str| tcp_targets(&policy, name).map(|t| t.port).collect::<Vec<_>>();
+        assert_eq!(ports("DB.test."), [5432]);
+        assert_eq!(ports("a.wild.test"), [1]);
+        assert!(ports("evil.test").is_empty() && ports("wild.test").is_empty());
+        for (address, listed) in [
+            ("10.20.0.5:6379", true),
+            ("[::ffff:10.20.0.5]:6379", true),
+            ("10.20.0.5:5432", false),
+            ("10.20.0.6:6379", false),
+        ] {
+            assert_eq!(tcp_listed(&policy, address.parse().unwrap()), listed, "{address}");
+        }
+        for uri in ["http://db.test:5432/", "tcp://db.test:5432", "http://10.20.0.5:6379/"] {
+            let http = uri
+                .parse::<Uri>()
+                .is_ok_and(|uri| uri.scheme_str() == Some("http") && target(&policy, &uri).is_some());
+            assert!(!http, "{uri}");
+        }
     }
 
     #[test]

@@ -46,6 +46,9 @@ impl Outside for Fake {
     fn monotonic_resolution(&self) -> u64 {
         1
     }
+    fn sleep_until(&self, when: u64) -> Task<'static, ()> {
+        Real.sleep_until(when)
+    }
     fn wall_now(&self) -> Duration {
         Duration::ZERO
     }

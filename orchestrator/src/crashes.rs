@@ -232,8 +232,8 @@ struct Writer {
 impl Writer {
     fn run(mut self, waiting: &Receiver<(Crash, Timestamp, u64)>) {
         while let Ok((crash, at, skipped)) = waiting.recv() {
-            let view = self.view(crash, at, skipped);
-            match self.write(&view) {
+            let mut view = self.view(crash, at, skipped);
+            match self.write(&mut view) {
                 Ok(()) => self.next += 1,
                 Err(error) => {
                     self.lost.fetch_add(1, Ordering::Relaxed);
@@ -278,14 +278,30 @@ impl Writer {
         }
     }
 
-    fn write(&self, view: &CrashView) -> std::io::Result<()> {
-        let bytes = serde_json::to_vec(view)?;
+    fn write(&self, view: &mut CrashView) -> std::io::Result<()> {
+        let bytes = fit(view)?;
         make_dir(&self.dir)?;
         prune(&self.dir, KEPT - 1, KEPT_BYTES.saturating_sub(bytes.len() as u64));
         let path = self.dir.join(format!("{}.json", view.id));
         crate::secret_file::write(&path, &bytes).inspect_err(|_| {
             let _ = std::fs::remove_file(self.dir.join(format!(".{}.json.new", view.id)));
         })
+    }
+}
+
+/// The report as it is written: without its oldest lines, then its outermost frames, when it is too large to be read again.
+fn fit(view: &mut CrashView) -> serde_json::Result<Vec<u8>> {
+    loop {
+        let bytes = serde_json::to_vec(view)?;
+        if bytes.len() as u64 <= FILE_BYTES {
+            return Ok(bytes);
+        }
+        if !view.log.is_empty() {
+            view.log.remove(0);
+        } else if view.backtrace.pop().is_none() {
+            view.reason = cut(&view.reason);
+            return serde_json::to_vec(view);
+        }
     }
 }
 
@@ -446,6 +462,25 @@ mod tests {
         for id in ["", "c", "7", "c-1", "../c7", "c7.json", "c99999999999999999999"] {
             assert!(again.find(id).is_none(), "{id}");
         }
+    }
+
+    #[test]
+    fn a_report_of_much_strange_output_is_written_so_that_it_can_be_read() {
+        let (dir, hand) = (tempfile::tempdir().unwrap(), Hand::default());
+        let logs = Arc::new(Logs::new(hand.clock()));
+        let crashes = Crashes::open(dir.path(), hand.clock(), logs);
+        add(&crashes, 1, CrashKind::Call);
+        let mut view = until(&crashes, |all| all.len() == 1).remove(0);
+        view.log = (0..LINES)
+            .map(|n| format!("{n}{}", "\u{1}".repeat(LINE_BYTES)))
+            .collect();
+        view.backtrace = vec!["a frame of a long name".repeat(30); FRAMES];
+        let written = fit(&mut view).unwrap();
+        assert!(written.len() as u64 <= FILE_BYTES && view.backtrace.len() == FRAMES);
+        assert!(view.log.len() > 10 && view.log.last().unwrap().starts_with("19"));
+        view.backtrace = vec!["x".repeat(1 << 20); 2];
+        view.reason = "x".repeat(1 << 20);
+        assert!(fit(&mut view).unwrap().len() as u64 <= FILE_BYTES);
     }
 
     #[test]

@@ -136,6 +136,34 @@ const MUTANTS: &[Mutant] = &[
         },
     },
     Mutant {
+        name: "ejects the last of a revision because another one serves",
+        laws: &[Law::Ejection],
+        put_in: |w| {
+            w.node = Box::new(|assigned, view, now| {
+                let mut plan = node::node(assigned, view, now);
+                let acted: Vec<_> = plan
+                    .actions
+                    .iter()
+                    .map(narae_orchestrator::plan::check::named)
+                    .collect();
+                let serves = |r: &&Replica| matches!(r.phase, Phase::Serving { .. });
+                let others = |of: &Replica| {
+                    let mut others = view.replicas.iter().filter(serves);
+                    others.any(|r| r.service == of.service && r.revision != of.revision && r.ejected_until.is_none())
+                };
+                let failing = |r: &&Replica| {
+                    r.consecutive_failures >= 5 && r.ejected_until.is_none() && others(r) && !acted.contains(&r.id)
+                };
+                let found = view.replicas.iter().filter(serves).find(failing);
+                plan.actions.extend(found.map(|r| NodeAction::Eject {
+                    replica: r.id,
+                    until: now.plus(Duration::from_secs(10)),
+                }));
+                plan
+            });
+        },
+    },
+    Mutant {
         name: "never takes an ejected one back",
         laws: &[Law::Ejection],
         put_in: |w| {

@@ -6,10 +6,11 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
-use narae_runtime::{CallError, Digest, Spent, Usage};
+use narae_runtime::{CallError, Digest, Limit, Spent, Usage};
 use tokio_util::sync::CancellationToken;
 
 use super::Agent;
+use crate::crashes::{Crash, CrashKind};
 use crate::events::Occurrence;
 use crate::model::job::{Attempt as Ended, AttemptExit};
 use crate::model::{EventKind, JobRun, Millis, ReplicaId, Revision, RevisionNumber, RunId, ServiceName, Timestamp};
@@ -302,7 +303,11 @@ impl Agent {
         // The run's time is the planner's business; a command that computes all of it ends here too.
         guest.limits.cpu_time = job::job(revision).timeout;
         guest.limits.timeout = Duration::MAX;
-        match self.tools.backend.run_command(guest, spent).await {
+        let ended = self.tools.backend.run_command(guest, spent).await;
+        if let Err(error) = &ended {
+            self.report_attempt(id, revision, error);
+        }
+        match ended {
             Ok(code) => AttemptExit::Exited { code },
             Err(CallError::Trap(report)) => {
                 self.note_attempt_trap(id, revision, &report);
@@ -321,6 +326,33 @@ impl Agent {
             Err(CallError::OutOfMemory) => AttemptExit::NoMemory,
             Err(other) => cannot(other.to_string()),
         }
+    }
+
+    /// What an attempt runs, as long as it is not written down.
+    pub(super) fn attempt_digest(&self, service: &ServiceName, id: ReplicaId) -> Option<Digest> {
+        let state = self.jobs.lock();
+        let run = state.handles.get(&id).filter(|h| h.service == *service)?.run;
+        state.opened.get(&(service.clone(), run)).copied()
+    }
+
+    /// A crash report, of what an attempt did itself.
+    fn report_attempt(&self, id: ReplicaId, revision: &Revision, error: &CallError) {
+        let (reason, limit, backtrace) = match error {
+            CallError::Trap(report) => (report.reason.to_string(), report.limit, &*report.backtrace),
+            CallError::Timeout(limit) => (error.to_string(), Some(*limit), &[][..]),
+            CallError::OutOfMemory => (error.to_string(), Some(Limit::MemoryBudget), &[][..]),
+            _ => return,
+        };
+        let (kind, service) = (CrashKind::Death, &revision.service);
+        self.tools.crashes.record(service, kind, || Crash {
+            kind,
+            service: service.clone(),
+            revision: revision.number,
+            replica: id,
+            reason,
+            limit: limit.map(|limit| limit.name()),
+            backtrace: backtrace.to_vec(),
+        });
     }
 
     fn note_attempt_trap(&self, id: ReplicaId, revision: &Revision, report: &narae_runtime::TrapReport) {

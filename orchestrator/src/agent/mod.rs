@@ -212,6 +212,10 @@ impl Agent {
 
     /// What a crash report says of a replica beside its failure.
     pub fn context(&self, service: &ServiceName, revision: RevisionNumber, replica: ReplicaId) -> Context {
+        if let Some(digest) = self.attempt_digest(service, replica) {
+            let digest = Some(digest.to_string());
+            return Context { digest, restarts: 0 };
+        }
         let state = self.lock();
         let slot = state.slots.get(&replica).filter(|s| s.facts.service == *service);
         Context {

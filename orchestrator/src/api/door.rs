@@ -11,7 +11,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::Router;
-use axum::http::{Request, StatusCode, header};
+use axum::http::{Method, Request, StatusCode, header};
 use axum::response::IntoResponse;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -188,14 +188,27 @@ async fn connection(
     slot: tokio::sync::OwnedSemaphorePermit,
     write_idle: Duration,
 ) {
+    let slot = Arc::new(slot);
+    let held = Arc::clone(&slot);
     let service = hyper::service::service_fn(move |request: Request<hyper::body::Incoming>| {
-        let router = router.clone();
+        let (router, held) = (router.clone(), Arc::clone(&held));
         async move {
             let mut request = request;
             request.extensions_mut().insert(caller);
-            router
-                .oneshot(request.map(|body| axum::body::Body::new(Paced::new(body))))
+            let only_reads = matches!(*request.method(), Method::GET | Method::HEAD);
+            let answer = router.oneshot(request.map(|body| axum::body::Body::new(Paced::new(body))));
+            if only_reads {
+                return answer.await;
+            }
+            // A client that leaves does not stop a change half-way. The slot is taken until the change has ended.
+            let change = tokio::spawn(async move {
+                let answered = answer.await;
+                drop(held);
+                answered
+            });
+            change
                 .await
+                .unwrap_or_else(|_| Ok(StatusCode::INTERNAL_SERVER_ERROR.into_response()))
         }
     });
     let stream = Written::new(stream, write_idle);
@@ -414,6 +427,40 @@ mod tests {
         let head = format!("GET {path} HTTP/1.1\r\nhost: narae\r\nconnection: close\r\n\r\n");
         client.write_all(head.as_bytes()).await.unwrap();
         (client, served)
+    }
+
+    #[tokio::test]
+    async fn a_change_whose_client_leaves_is_made_and_holds_its_slot_until_then() {
+        let (go, began) = (Arc::new(Semaphore::new(0)), Arc::new(Semaphore::new(0)));
+        let change = {
+            let (go, began) = (Arc::clone(&go), Arc::clone(&began));
+            move || async move {
+                began.add_permits(1);
+                let _ = go.acquire().await;
+                began.add_permits(1);
+            }
+        };
+        let router = Router::new().route("/change", axum::routing::post(change));
+        let slots = Arc::new(Semaphore::new(1));
+        let slot = Arc::clone(&slots).acquire_owned().await.unwrap();
+        let (mut client, server) = tokio::io::duplex(1024);
+        let (stop, caller) = (CancellationToken::new(), Caller::Token);
+        let served = tokio::spawn(connection(server, caller, router, stop, slot, IDLE));
+        let head = b"POST /change HTTP/1.1\r\nhost: narae\r\ncontent-length: 0\r\n\r\n";
+        client.write_all(head).await.unwrap();
+        began.acquire().await.unwrap().forget();
+        drop(client);
+        served.await.unwrap();
+        assert_eq!(slots.available_permits(), 0, "the change goes on");
+        go.add_permits(1);
+        began.acquire().await.unwrap().forget();
+        let bound = Duration::from_secs(30);
+        drop(
+            tokio::time::timeout(bound, slots.acquire())
+                .await
+                .expect("it ends")
+                .unwrap(),
+        );
     }
 
     #[tokio::test]

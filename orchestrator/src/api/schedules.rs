@@ -80,6 +80,10 @@ pub async fn run(
             );
             return Err(Refused::new(StatusCode::CONFLICT, Code::BadRequest, text));
         }
+        Err(NotFired::Full) => {
+            let text = format!("too many of schedule `{}` are not done", schedule.name);
+            return Err(Refused::new(StatusCode::CONFLICT, Code::BadRequest, text));
+        }
         Err(NotFired::Stopped) => {
             let help = Some(format!("`narae start {service}` starts it"));
             let text = format!("service `{service}` is stopped");

@@ -93,7 +93,7 @@ impl Controller {
                 detail,
                 back_to,
             } => {
-                self.write(FleetAction::Refuse {
+                self.write_or_keep(FleetAction::Refuse {
                     service,
                     revision,
                     why,
@@ -102,7 +102,9 @@ impl Controller {
                 })
                 .await?;
             }
-            JobAction::Forget { service } => self.write(FleetAction::Forget { service }).await?,
+            JobAction::Forget { service } => {
+                self.write(FleetAction::Forget { service }).await?;
+            }
             JobAction::Open { service, run, lost } => {
                 let Some(mut found) = record(desired, &service, run) else {
                     return Ok(());

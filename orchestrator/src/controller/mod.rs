@@ -1,9 +1,11 @@
 //! Floor 3: the leader's shell, and the loop that drives both planners. Observes the store and the node, asks `plan::fleet`,
 //! writes what it decided, lets the agent do its part, and sleeps until something changed or `wake_at`.
 
+mod forget;
 mod jobs;
 mod measure;
 mod schedule;
+mod unwritten;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -22,6 +24,7 @@ use crate::plan::scale::{Cause, Scaling};
 use crate::plan::{Desired, FleetAction, FleetView, Note, Plan, words};
 use crate::store::{Records, RecordsError};
 
+pub use forget::Remove;
 pub use schedule::{NotFired, Scheduler};
 
 /// After a write that the store did not take (disk full, changed underneath) the loop comes again so soon.
@@ -43,9 +46,9 @@ pub struct Controller {
     read: AtomicBool,
     /// The runs that were open at the start were told to the agent.
     found_runs: AtomicBool,
-    /// Called with the name of a service that is gone for good.
-    on_forget: Box<dyn Fn(&ServiceName) + Send + Sync>,
+    on_forget: Remove,
     scheduler: Arc<Scheduler>,
+    unwritten: Mutex<unwritten::Unwritten>,
 }
 
 impl Controller {
@@ -55,7 +58,7 @@ impl Controller {
         events: Arc<Events>,
         clock: Clock,
         wake: Arc<Notify>,
-        on_forget: Box<dyn Fn(&ServiceName) + Send + Sync>,
+        on_forget: Remove,
     ) -> Arc<Self> {
         let desired = Mutex::default();
         let read = AtomicBool::new(false);
@@ -72,6 +75,7 @@ impl Controller {
             found_runs: AtomicBool::new(false),
             on_forget,
             scheduler: Arc::new(Scheduler::new(fastrand::u64(..))),
+            unwritten: Mutex::default(),
         })
     }
 
@@ -113,7 +117,10 @@ impl Controller {
     /// One look, plan and act of both planners. What the store does not take is told and tried again; it never keeps the node
     /// from healing, draining and admitting what it has.
     async fn turn(&self) -> (Option<Millis>, bool) {
-        let mut failed = None;
+        let again = self.write_again().await;
+        let mut wrote = matches!(again, Ok(true));
+        let mut failed = again.err();
+        let mut fresh = true;
         let desired = match self.records.load().await {
             Ok((desired, _)) => {
                 *self.desired.lock().unwrap_or_else(PoisonError::into_inner) = Arc::clone(&desired);
@@ -121,12 +128,14 @@ impl Controller {
                 desired
             }
             Err(error) => {
+                fresh = false;
                 failed = Some(error);
                 self.desired()
             }
         };
+        let desired = self.planned(desired);
         let now = self.clock.monotonic();
-        let scheduled = self.schedules(&desired, now).await;
+        let scheduled = self.schedules(&desired, fresh, now).await;
         failed = failed.or(scheduled.failed);
         let view = self.look(&desired, now);
         let Plan {
@@ -136,7 +145,7 @@ impl Controller {
         } = crate::plan::fleet::fleet(&desired, &view, now);
         notes.extend(scheduled.notes);
         let mut assignment = view.assigned;
-        let mut wrote = scheduled.wrote;
+        wrote |= scheduled.wrote;
         for action in actions {
             match action {
                 // Without a desired state that was ever read there is nothing to assign.
@@ -146,15 +155,17 @@ impl Controller {
                     wrote = true;
                 }
                 FleetAction::Assign { .. } => {}
-                other => match self.write(other).await {
-                    Ok(()) => wrote = true,
+                other => match self.write_or_keep(other).await {
+                    Ok(written) => wrote |= written,
                     Err(error) => failed = Some(error),
                 },
             }
         }
-        let jobs = match &failed {
-            None => Some(self.jobs(&desired, now).await),
-            Some(_) => None,
+        // A write that failed is one service's trouble; only what was not read is everybody's.
+        let jobs = if fresh {
+            Some(self.jobs(&desired, now).await)
+        } else {
+            None
         };
         let mut acted_on_jobs = false;
         let mut wake_at = wake_at;
@@ -162,7 +173,7 @@ impl Controller {
             notes.extend(turn.notes);
             wake_at = earliest(wake_at, turn.wake_at);
             acted_on_jobs = turn.acted;
-            failed = turn.failed;
+            failed = failed.or(turn.failed);
         }
         let (node_wake, acted) = self.agent.step(assignment, notes, now);
         let mut wake_at = earliest(earliest(wake_at, node_wake), scheduled.wake_at);
@@ -218,11 +229,14 @@ impl Controller {
         Some((*stage, view.measures.get(service).cloned()))
     }
 
-    async fn write(&self, action: FleetAction) -> Result<(), RecordsError> {
+    /// Whether it was written: what does not hold any more is not.
+    async fn write(&self, action: FleetAction) -> Result<bool, RecordsError> {
         let at = self.clock.wall();
         match action {
             FleetAction::Prove { service, revision } => {
-                self.records.prove(&service, revision, at).await?;
+                if !self.records.prove(&service, revision, at).await? {
+                    return Ok(false);
+                }
                 let text = format!("revision {revision} proved itself and is stable");
                 self.event(EventKind::Proved, &service, Some(revision), text);
             }
@@ -233,16 +247,19 @@ impl Controller {
                 detail,
                 back_to,
             } => {
-                self.records
-                    .refuse(&service, revision, why, detail.clone(), back_to, at)
-                    .await?;
-                self.records.trim(&service).await?;
+                let refused = self
+                    .records
+                    .refuse(&service, revision, why, detail.clone(), back_to, at);
+                if !refused.await? {
+                    return Ok(false);
+                }
                 let text = format!("revision {revision} refused ({}): {detail}", words::why(why));
                 self.event(EventKind::Refused, &service, Some(revision), text);
                 if let Some(back) = back_to {
                     let text = format!("rolled back from revision {revision} to {back}: {detail}");
                     self.event(EventKind::RolledBack, &service, Some(back), text);
                 }
+                self.records.trim(&service).await?;
             }
             FleetAction::Step {
                 service,
@@ -254,13 +271,15 @@ impl Controller {
                 self.event(EventKind::Rollout, &service, Some(revision), text);
             }
             FleetAction::Forget { service } => {
-                self.records.forget(&service).await?;
+                // A request that a schedule sends must not reach a later service of this name.
+                self.scheduler
+                    .end_calls(|name| *name == service, "the service was deleted", at);
+                forget::forget(&self.records, &self.on_forget, &service).await?;
                 self.event(EventKind::Deleted, &service, None, "deleted".into());
-                (self.on_forget)(&service);
             }
             FleetAction::Assign { .. } => {}
         }
-        Ok(())
+        Ok(true)
     }
 
     fn event(

@@ -8,18 +8,19 @@ use std::time::Duration;
 
 use http_body_util::BodyExt as _;
 use narae_runtime::{Body, Request};
+use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 
 use super::Controller;
 use crate::agent::Agent;
 use crate::model::calendar::{between, plus};
-use crate::model::schedule::{Cause, Hold, Outcome, Overlap, Schedule, Skew, What};
+use crate::model::schedule::{Cause, Hold, Outcome, Overlap, Schedule, ScheduleState, Skew, What};
 use crate::model::service::HostPattern;
 use crate::model::{EventKind, Millis, Phase, Revision, RevisionNumber, ServiceName, Timestamp};
 use crate::plan::schedule::{self, Begun, Burst, Ended, Key, ScheduleAction, ScheduleView};
 use crate::plan::{Desired, Note, Plan};
 use crate::proxy::Choice;
-use crate::store::RecordsError;
+use crate::store::{Records, RecordsError};
 
 /// Guests and their logs can tell a schedule from a client.
 const USER_AGENT: &str = "narae-schedule";
@@ -45,6 +46,8 @@ pub enum NotFired {
     NoSchedule,
     /// The one before is not done, and overlap is "forbid".
     Busy,
+    /// So many are not done already, whatever overlap says.
+    Full,
     Stopped,
     Records(RecordsError),
 }
@@ -85,6 +88,68 @@ impl Scheduler {
         list.push((key, begun, ended));
     }
 
+    /// Ends the requests of these services that are under way: none goes on into what comes after.
+    pub(super) fn end_calls(&self, of: impl Fn(&ServiceName) -> bool, why: &str, at: Timestamp) -> bool {
+        let mut over = Vec::new();
+        self.calls().retain(|(key, begun), call| {
+            let ends = of(&key.0);
+            if ends {
+                call.abort();
+                over.push((key.clone(), *begun));
+            }
+            !ends
+        });
+        let any = !over.is_empty();
+        for (key, begun) in over {
+            self.ends(key, begun, Ended::failed(at, why.into(), 0));
+        }
+        any
+    }
+
+    /// Room for one more of a schedule, taken in one step: two at once never both find it. What it takes is given back when the
+    /// claim is dropped, unless it was kept.
+    fn claim(
+        self: &Arc<Self>,
+        key: &Key,
+        schedule: &Schedule,
+        begun: Begun,
+        wake: &Arc<Notify>,
+    ) -> Result<Claim, NotFired> {
+        let mut view = self.view();
+        let running = view.running.get(key).map_or(&[][..], Vec::as_slice);
+        has_room(schedule, running.len())?;
+        let mut begun = begun;
+        while running.contains(&begun) {
+            let by_hand = begun.due == begun.at;
+            begun.at.0 += 1;
+            begun.due = if by_hand { begun.at } else { begun.due };
+        }
+        if schedule::takes_time(schedule) {
+            view.running.entry(key.clone()).or_default().push(begun);
+        }
+        drop(view);
+        Ok(Claim {
+            scheduler: Arc::clone(self),
+            wake: Arc::clone(wake),
+            key: key.clone(),
+            begun,
+            kept: false,
+        })
+    }
+
+    fn forget_begun(&self, key: &Key, begun: Begun) {
+        let mut view = self.view();
+        if view.bursts.get(key).is_some_and(|b| b.begun == begun) {
+            view.bursts.remove(key);
+        }
+        if let Some(running) = view.running.get_mut(key) {
+            running.retain(|b| *b != begun);
+            if running.is_empty() {
+                view.running.remove(key);
+            }
+        }
+    }
+
     /// Ends every request that is under way.
     pub(super) fn stop(&self) {
         for (_, call) in std::mem::take(&mut *self.calls()) {
@@ -94,11 +159,13 @@ impl Scheduler {
 }
 
 impl Controller {
-    /// The schedules' part of a turn.
-    pub(super) async fn schedules(&self, desired: &Desired, now: Millis) -> Looked {
+    /// The schedules' part of a turn. `fresh`: `desired` was read in this turn; on an older state nothing is begun, because what was
+    /// begun since would be begun twice.
+    pub(super) async fn schedules(&self, desired: &Desired, fresh: bool, now: Millis) -> Looked {
         let mut looked = Looked::default();
+        self.end_calls_of_stopped(desired);
         self.write_ends(&mut looked).await;
-        if looked.wrote || !self.has_read() {
+        if looked.wrote || !fresh {
             // What was read is not what there is any more.
             return looked;
         }
@@ -127,6 +194,20 @@ impl Controller {
             }
         }
         looked
+    }
+
+    /// What is under way when a service is stopped is drained as any request; when nothing of it runs any more, that is over.
+    fn end_calls_of_stopped(&self, desired: &Desired) {
+        if self.scheduler.calls().is_empty() {
+            return;
+        }
+        let replicas = self.agent.replicas();
+        let over = |name: &ServiceName| {
+            let record = desired.services.get(name).map(|s| &s.record);
+            record.is_some_and(|r| r.stopped || r.deleting) && replicas.iter().all(|r| r.service != *name)
+        };
+        let why = "the service was stopped or deleted";
+        self.scheduler.end_calls(over, why, self.clock.wall());
     }
 
     async fn write_ends(&self, looked: &mut Looked) {
@@ -177,16 +258,22 @@ impl Controller {
             } => {
                 let found = desired.services.get(&service).and_then(|s| s.revisions.get(&revision));
                 let Some(revision) = found else { return Ok(false) };
+                let key: Key = (service.clone(), schedule.name.clone());
+                let begun = Begun { due, at };
+                // One by hand came in between: what becomes of this one is decided anew.
+                let Ok(claim) = self.scheduler.claim(&key, &schedule, begun, &self.wake) else {
+                    return Ok(true);
+                };
                 let fire = Fire {
                     service,
                     schedule,
                     revision: Arc::clone(revision),
-                    begun: Begun { due, at },
+                    begun: claim.begun,
                     cause,
                     missed,
                     replaces,
                 };
-                self.fire(desired, fire, now).await?;
+                self.fire(desired, fire, claim, now).await?;
             }
             ScheduleAction::Pass {
                 service,
@@ -254,34 +341,32 @@ impl Controller {
             return Err(NotFired::Stopped);
         }
         let at = self.clock.wall();
-        let running = match desired.state_of(service, name) {
-            Some(state) => state.history.iter().any(|f| f.outcome == Outcome::Running),
-            None => {
-                self.records.begin_schedule(service, spec, at).await?;
-                false
-            }
-        };
-        let waits = running && schedule::takes_time(spec);
-        if waits && spec.overlap == Overlap::Forbid {
-            return Err(NotFired::Busy);
+        if desired.state_of(service, name).is_none() {
+            self.records.begin_schedule(service, spec, at).await?;
         }
+        let key: Key = (service.clone(), name.to_owned());
+        let claim = self.scheduler.claim(&key, spec, Begun { due: at, at }, &self.wake)?;
+        // Read after the claim: what was begun before and is not seen there is in the store by now.
+        let (desired, _) = self.records.load().await?;
+        let running = desired.state_of(service, name).map_or(0, ScheduleState::open);
+        has_room(spec, running)?;
         let revision = found.revisions.get(&revision.number).ok_or(NotFired::NoSchedule)?;
         let fire = Fire {
             service: service.clone(),
             schedule: spec.clone(),
             revision: Arc::clone(revision),
-            begun: Begun { due: at, at },
+            begun: claim.begun,
             cause: Cause::ByHand,
             missed: 0,
-            replaces: waits && spec.overlap == Overlap::Replace,
+            replaces: running > 0 && schedule::takes_time(spec) && spec.overlap == Overlap::Replace,
         };
-        self.fire(&desired, fire, self.clock.monotonic()).await?;
+        self.fire(&desired, fire, claim, self.clock.monotonic()).await?;
         self.wake.notify_one();
         Ok(())
     }
 
     /// Written down first, then done: what is cut off in between is not done at all.
-    async fn fire(&self, desired: &Desired, fire: Fire, now: Millis) -> Result<(), RecordsError> {
+    async fn fire(&self, desired: &Desired, fire: Fire, mut claim: Claim, now: Millis) -> Result<(), RecordsError> {
         let Fire {
             service,
             schedule,
@@ -295,14 +380,9 @@ impl Controller {
         }
         let entry = schedule::begins(*begun, fire.cause, schedule::what(schedule));
         let change = |state: &mut _| schedule::fired(state, schedule, entry.clone(), fire.missed);
-        let written = self
-            .records
+        self.records
             .edit_schedule(service, &schedule.name, hold.as_ref(), begun.at, change)
-            .await;
-        if let Err(error) = written {
-            self.forget_begun(&key, *begun);
-            return Err(error);
-        }
+            .await?;
         let late = between(begun.due, begun.at);
         let why = match fire.cause {
             Cause::Due => format!("{} ms after it was due", late.as_millis()),
@@ -312,13 +392,17 @@ impl Controller {
         let text = format!("schedule {}: {}, {why}", schedule.name, schedule::what(schedule));
         self.event(EventKind::Schedule, service, Some(fire.revision.number), text);
         match &schedule.what {
-            What::Replicas { .. } => {}
-            What::Request { .. } => self.send(key, fire),
+            What::Replicas { .. } => claim.kept = true,
+            What::Request { .. } => {
+                claim.kept = true;
+                self.send(key, fire);
+            }
             What::Run { args } => {
                 let args = (!args.is_empty()).then(|| args.clone());
                 let cause = schedule::run_cause(&schedule.name, *begun);
                 let number = fire.revision.number;
                 let run = self.records.begin_run(service, number, args, &cause, begun.at).await;
+                claim.kept = true;
                 if let Err(error) = run {
                     let detail = crate::agent::report(&error);
                     let ended = Ended::failed(self.clock.wall(), detail, 0);
@@ -333,9 +417,7 @@ impl Controller {
     /// Known before it is written, so that no look takes it for a leftover of an earlier process.
     fn expect_end(&self, key: &Key, fire: &Fire, now: Millis) -> Option<Hold> {
         let begun = fire.begun;
-        let mut view = self.scheduler.view();
         let What::Replicas { replicas, hold } = &fire.schedule.what else {
-            view.running.entry(key.clone()).or_default().push(begun);
             return None;
         };
         let serves = |r: &crate::model::Replica| r.service == key.0 && matches!(r.phase, Phase::Serving { .. });
@@ -347,26 +429,13 @@ impl Controller {
             wanted: replicas.get(),
             before,
         };
-        view.bursts.insert(key.clone(), burst);
+        self.scheduler.view().bursts.insert(key.clone(), burst);
         Some(Hold {
             schedule: key.1.clone(),
             replicas: *replicas,
             due: begun.due,
             until: hold.map(|hold| plus(begun.due, hold)),
         })
-    }
-
-    fn forget_begun(&self, key: &Key, begun: Begun) {
-        let mut view = self.scheduler.view();
-        if view.bursts.get(key).is_some_and(|b| b.begun == begun) {
-            view.bursts.remove(key);
-        }
-        if let Some(running) = view.running.get_mut(key) {
-            running.retain(|b| *b != begun);
-            if running.is_empty() {
-                view.running.remove(key);
-            }
-        }
     }
 
     async fn finish(&self, key: &Key, begun: Begun, ended: Ended) -> Result<(), RecordsError> {
@@ -378,7 +447,7 @@ impl Controller {
             Ok(_) | Err(RecordsError::NoSchedule(..)) => {}
             Err(error) => return Err(error),
         }
-        self.forget_begun(key, begun);
+        self.scheduler.forget_begun(key, begun);
         let text = format!("schedule {}: {}: {}", key.1, ended.outcome.as_str(), ended.detail);
         self.event(EventKind::Schedule, &key.0, None, text);
         Ok(())
@@ -415,11 +484,11 @@ impl Controller {
         let (begun, clock) = (fire.begun, self.clock.clone());
         let (agent, wake) = (Arc::clone(&self.agent), Arc::clone(&self.wake));
         let scheduler = Arc::clone(&self.scheduler);
-        let owned = key.clone();
+        let (owned, records) = (key.clone(), Arc::clone(&self.records));
         let task = self.agent.guests().spawn(async move {
             // In a task of its own: a bug there is a failure that is told.
             let late = millis_between(begun.due, clock.wall());
-            let sending = tokio::spawn(async move { send(&agent, &fire).await });
+            let sending = tokio::spawn(async move { send(&agent, &records, &fire).await });
             let aborts = sending.abort_handle();
             let guard = AbortOnDrop(aborts);
             let (result, attempts) = sending
@@ -467,6 +536,48 @@ struct Fire {
     replaces: bool,
 }
 
+/// Its service is the one it was begun for, works, and its file says the same still.
+fn in_force(desired: &Desired, fire: &Fire) -> bool {
+    let service = desired.services.get(&fire.service);
+    let service = service.filter(|s| !s.record.stopped && !s.record.deleting);
+    let service = service.filter(|s| s.record.created_at <= fire.revision.created_at);
+    let same = |s: &Schedule| s.name == fire.schedule.name && s.what == fire.schedule.what;
+    service
+        .and_then(schedule::in_force)
+        .is_some_and(|r| r.spec.schedules.iter().any(same))
+}
+
+/// One more beside so many that are not done.
+fn has_room(schedule: &Schedule, running: usize) -> Result<(), NotFired> {
+    if !schedule::takes_time(schedule) || running == 0 {
+        Ok(())
+    } else if schedule.overlap == Overlap::Forbid {
+        Err(NotFired::Busy)
+    } else if running >= schedule::RUNNING_OF_ONE {
+        Err(NotFired::Full)
+    } else {
+        Ok(())
+    }
+}
+
+/// One that is being begun; see [`Scheduler::claim`].
+struct Claim {
+    scheduler: Arc<Scheduler>,
+    wake: Arc<Notify>,
+    key: Key,
+    begun: Begun,
+    kept: bool,
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        if !self.kept {
+            self.scheduler.forget_begun(&self.key, self.begun);
+            self.wake.notify_one();
+        }
+    }
+}
+
 struct AbortOnDrop(AbortHandle);
 
 impl Drop for AbortOnDrop {
@@ -480,10 +591,15 @@ fn millis_between(earlier: Timestamp, later: Timestamp) -> u64 {
 }
 
 /// All tries of one request: how it ended in one sentence, and how many there were.
-async fn send(agent: &Agent, fire: &Fire) -> (Result<String, String>, u32) {
+async fn send(agent: &Agent, records: &Records, fire: &Fire) -> (Result<String, String>, u32) {
     let (schedule, mut wait) = (&fire.schedule, RETRY_AFTER);
     let mut attempt = 0;
     loop {
+        if let Ok((desired, _)) = records.load().await
+            && !in_force(&desired, fire)
+        {
+            return (Err("the schedule is not in force any more".into()), attempt);
+        }
         attempt += 1;
         let tried = tokio::time::timeout(schedule.timeout, try_once(agent, fire, attempt)).await;
         let why = match tried {
@@ -544,4 +660,66 @@ fn request(fire: &Fire, attempt: u32) -> Result<Request, http::Error> {
         .header(X_DUE, fire.begun.due.rfc3339())
         .header(X_ATTEMPT, attempt)
         .body(Body::Empty)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request(overlap: Overlap) -> Schedule {
+        let what = What::Request {
+            method: "POST".into(),
+            path: "/".into(),
+        };
+        Schedule {
+            overlap,
+            ..crate::plan::world::clock::schedule("beat", crate::model::schedule::When::Every(RETRY_MOST), what)
+        }
+    }
+
+    #[test]
+    fn of_two_at_once_one_is_refused_and_what_was_given_up_leaves_room() {
+        let (scheduler, wake) = (Arc::new(Scheduler::default()), Arc::default());
+        let key: Key = ("a".parse().unwrap(), "beat".into());
+        let begun = Begun {
+            due: Timestamp(1),
+            at: Timestamp(1),
+        };
+        let claim = |overlap| scheduler.claim(&key, &request(overlap), begun, &wake);
+        let first = claim(Overlap::Forbid).unwrap();
+        assert!(matches!(claim(Overlap::Forbid), Err(NotFired::Busy)));
+        drop(first);
+        let mut second = claim(Overlap::Forbid).unwrap();
+        second.kept = true;
+        drop(second);
+        assert!(matches!(claim(Overlap::Forbid), Err(NotFired::Busy)), "it is under way");
+        let more: Vec<Claim> = std::iter::from_fn(|| claim(Overlap::Allow).ok()).collect();
+        assert_eq!(more.len(), schedule::RUNNING_OF_ONE - 1);
+        assert!(matches!(claim(Overlap::Replace), Err(NotFired::Full)));
+        assert!(more.iter().all(|c| c.begun != begun), "each is told from the others");
+        drop(more);
+        assert_eq!(scheduler.view().running[&key], [begun]);
+    }
+
+    #[tokio::test]
+    async fn the_requests_of_a_service_end_with_it_and_those_of_others_go_on() {
+        let scheduler = Scheduler::default();
+        let begun = Begun {
+            due: Timestamp(1),
+            at: Timestamp(1),
+        };
+        let begin = |service: &str| {
+            let task = tokio::spawn(std::future::pending::<()>());
+            let key: Key = (service.parse().unwrap(), "beat".into());
+            scheduler.calls().insert((key, begun), task.abort_handle());
+            task
+        };
+        let (gone, stays) = (begin("a"), begin("b"));
+        assert!(scheduler.end_calls(|name| name.as_str() == "a", "it was deleted", Timestamp(2)));
+        assert!(gone.await.unwrap_err().is_cancelled());
+        assert!(!stays.is_finished());
+        let ended = scheduler.ended.lock().unwrap();
+        assert_eq!((ended.len(), &*ended[0].2.detail), (1, "it was deleted"));
+        assert_eq!(scheduler.calls().len(), 1);
+    }
 }

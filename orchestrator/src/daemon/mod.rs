@@ -217,12 +217,8 @@ impl Daemon {
             Box::new(move |name: &crate::model::ServiceName| {
                 logs.forget(name);
                 metrics.forget(name);
-                if let Err(error) = keyvalues.delete_service(name) {
-                    tracing::error!(service = %name, error = crate::agent::report(&error), "key-value data was not removed");
-                }
-                if let Err(error) = volumes.delete_service(name) {
-                    tracing::error!(service = %name, error = crate::agent::report(&error), "volumes were not removed");
-                }
+                keyvalues.delete_service(name).map_err(|e| crate::agent::report(&e))?;
+                volumes.delete_service(name).map_err(|e| crate::agent::report(&e))
             })
         };
         let controller = Controller::new(

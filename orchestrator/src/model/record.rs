@@ -69,6 +69,25 @@ pub struct Revision {
     /// What it wanted beyond the one before, and who let it through; none: nothing, or nobody was asked.
     #[serde(default)]
     pub accepted: Option<Accepted>,
+    /// Made because a secret changed, of one that was deployed before: of a command it begins no run.
+    #[serde(default)]
+    pub renewed: bool,
+}
+
+impl Revision {
+    /// The same again, as one that is yet to prove itself. What was to begin with this one begins with that one, and nothing else.
+    #[must_use]
+    pub fn again(&self, number: RevisionNumber, cause: String, at: Timestamp) -> Self {
+        Self {
+            number,
+            cause,
+            created_at: at,
+            state: RevisionState::Pending,
+            accepted: None,
+            renewed: self.renewed || self.state != RevisionState::Pending,
+            ..self.clone()
+        }
+    }
 }
 
 /// `--accept`: a person's word that a revision may have what the one before had not.

@@ -246,7 +246,8 @@ impl ScheduleState {
         !self.gone && self.when == schedule.when && self.timezone == schedule.timezone
     }
 
-    /// Writes one entry down, at most `keep` in all. One of a row of missed or skipped times joins the last.
+    /// Writes one entry down, at most `keep` in all, beside those that are not done: only they tell that something is under
+    /// way. One of a row of missed or skipped times joins the last.
     pub fn note(&mut self, entry: Firing, keep: u32) {
         match self.history.last_mut() {
             Some(last)
@@ -261,7 +262,19 @@ impl ScheduleState {
             _ => self.history.push(entry),
         }
         let keep = usize::try_from(keep.clamp(1, 100)).unwrap_or(100);
-        self.history.drain(..self.history.len().saturating_sub(keep));
+        let mut surplus = self.history.len().saturating_sub(keep);
+        let (mut at, last) = (0, self.history.len().saturating_sub(1));
+        self.history.retain(|entry| {
+            let goes = surplus > 0 && at < last && entry.outcome != Outcome::Running;
+            surplus -= usize::from(goes);
+            at += 1;
+            !goes
+        });
+    }
+
+    /// How many were begun and have not ended.
+    pub fn open(&self) -> usize {
+        self.history.iter().filter(|f| f.outcome == Outcome::Running).count()
     }
 
     /// The entry of a time that was begun and has not ended.

@@ -18,7 +18,6 @@ use std::fmt;
 use serde::Serialize;
 
 use super::fleet::wanted_replicas;
-use super::health;
 use super::node::is_leaving;
 use super::rolling::Room;
 use super::{Assignment, Desired, DesiredService, FleetAction, FleetView, Group, NodeAction, NodeView, Plan};
@@ -207,7 +206,7 @@ pub fn node_breaches(assigned: &Assignment, before: &NodeView, plan: &Plan<NodeA
         }
         found.action(action, replica, group, passed.contains(&id), now);
     }
-    found.counts(assigned, before, &created, &gone, now);
+    found.counts(assigned, before, &created, &gone);
     ejection::breaches(&mut found, assigned, before, plan, now);
     found.0
 }
@@ -229,6 +228,15 @@ pub fn named(action: &NodeAction) -> ReplicaId {
         | NodeAction::Forget { replica }
         | NodeAction::CrashLoop { replica } => *replica,
     }
+}
+
+/// It traps every call, or its liveness probe has failed as often as its file allows.
+fn taken_for_dead(replica: &Replica, group: Option<&Group>) -> bool {
+    group.is_some_and(|g| {
+        let spec = &g.revision.spec;
+        let lives = spec.liveness.as_ref().map_or(u32::MAX, |p| p.failures.max(1));
+        replica.consecutive_traps >= spec.traffic.consecutive_failures.max(1) || replica.live.failures >= lives
+    })
 }
 
 #[derive(Default)]
@@ -347,15 +355,17 @@ impl Found {
         } else {
             wanted
         };
-        // What recreates has agreed to a gap.
-        let there = || replicas.iter().map(|r| r.revision);
-        let trial = goal.is_some_and(|r| record.stable != Some(r.number));
-        if goal.is_none_or(|r| count(r) == 0 || super::rollout::recreates(service, r, trial, there())) {
-            return;
-        }
         let mut serving: BTreeMap<RevisionNumber, u32> = BTreeMap::new();
         for replica in replicas.iter().filter(|r| matches!(r.phase, Phase::Serving { .. })) {
             *serving.entry(replica.revision).or_default() += 1;
+        }
+        // What recreates has agreed to a gap, as long as it serves nothing itself.
+        let there = || replicas.iter().map(|r| r.revision);
+        let trial = goal.is_some_and(|r| record.stable != Some(r.number));
+        let gap =
+            |r: &Revision| !serving.contains_key(&r.number) && super::rollout::recreates(service, r, trial, there());
+        if goal.is_none_or(|r| count(r) == 0 || gap(r)) {
+            return;
         }
         let kept: u32 = groups
             .iter()
@@ -380,7 +390,9 @@ impl Found {
         };
         let off = super::fleet::turned_off(record, revision);
         let [(number, group)] = groups else { return };
-        if off || **number != revision.number || group.retiring {
+        // The file on trial may want none.
+        let other = super::fleet::on_trial(service) && revision.number != record.wanted;
+        if off || other || **number != revision.number || group.retiring {
             return;
         }
         let (min, max) = super::scale::bounds(record, autoscale);
@@ -452,13 +464,8 @@ impl Found {
             }
             NodeAction::Kill { .. } => {
                 let spec = group.map(|g| &g.revision.spec);
-                let traps = spec.map_or(u32::MAX, |s| s.traffic.consecutive_failures.max(1));
                 let probes = spec.map_or(u32::MAX, |s| s.startup.failures.max(1));
-                let lives = spec
-                    .and_then(|s| s.liveness.as_ref())
-                    .map_or(u32::MAX, |p| p.failures.max(1));
-                let ok = replica.consecutive_traps >= traps
-                    || replica.live.failures >= lives
+                let ok = taken_for_dead(replica, group)
                     || matches!(phase, Phase::Started { .. }) && replica.probe_failures >= probes;
                 self.replica(ok, Law::L7, replica, || "killed without a cause".into());
             }
@@ -478,7 +485,6 @@ impl Found {
         before: &NodeView,
         created: &BTreeMap<(&ServiceName, RevisionNumber), u32>,
         gone: &BTreeSet<ReplicaId>,
-        now: Millis,
     ) {
         let mut lives: BTreeMap<(&ServiceName, RevisionNumber), Live> = BTreeMap::new();
         for (key, n) in created {
@@ -491,7 +497,7 @@ impl Found {
                 .get(&replica.service)
                 .and_then(|a| a.groups.get(&replica.revision));
             // What is taken for dead is not the plan's to keep.
-            let dead = group.is_some_and(|g| health::doomed(g, replica, now));
+            let dead = taken_for_dead(replica, group);
             let serving = u32::from(matches!(replica.phase, Phase::Serving { .. }) && !dead);
             live.serving_before += serving;
             live.before += 1;

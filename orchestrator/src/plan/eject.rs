@@ -1,12 +1,14 @@
 //! Passive outlier ejection: which replicas leave the routes because their calls keep failing, and when they come back.
 //! Decided from what the balancer counted; sends nothing. Clients can make calls fail, so that ejection never empties a
-//! service: a share may be out, never all, and one replica alone never is.
+//! service: a share may be out, never all, and one replica alone never is. So it is with each revision of a service too: a
+//! canary stays where its gates see it, and what is left of the stable one where the canary does not get all requests.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::{Group, health};
 use crate::model::service::Amount;
-use crate::model::{Millis, Phase, Replica, ReplicaId};
+use crate::model::{Millis, Phase, Replica, ReplicaId, RevisionNumber};
 
 /// Ejections in a row get longer, up to this (or to `eject`, where that is more).
 pub(crate) const MOST: Duration = Duration::from_secs(300);
@@ -37,6 +39,42 @@ pub(crate) fn span(eject: Duration, before: u32) -> Duration {
     eject.saturating_mul(before.saturating_add(1)).min(MOST.max(eject))
 }
 
+/// How many more may be out.
+struct Room {
+    service: usize,
+    revisions: BTreeMap<RevisionNumber, usize>,
+}
+
+impl Room {
+    fn of(serving: &[&(&Group, &Replica)]) -> Self {
+        let mut revisions: BTreeMap<RevisionNumber, (usize, Amount)> = BTreeMap::new();
+        for (group, replica) in serving {
+            let share = group.revision.spec.traffic.max_ejected;
+            revisions.entry(replica.revision).or_insert((0, share)).0 += 1;
+        }
+        let of_all = revisions.values().map(|(_, share)| most(serving.len(), *share));
+        Self {
+            service: of_all.min().unwrap_or(0),
+            revisions: revisions
+                .iter()
+                .map(|(n, (of_it, share))| (*n, most(*of_it, *share)))
+                .collect(),
+        }
+    }
+
+    /// False: no further one of this revision.
+    fn take(&mut self, revision: RevisionNumber) -> bool {
+        let left = self
+            .revisions
+            .get_mut(&revision)
+            .filter(|left| **left > 0 && self.service > 0);
+        let Some(left) = left else { return false };
+        *left -= 1;
+        self.service -= 1;
+        true
+    }
+}
+
 /// `stay`: the replicas of one service that stay, with their groups.
 pub(crate) fn outliers(stay: &[(&Group, &Replica)], now: Millis) -> Outliers {
     let mut out = Outliers::default();
@@ -44,33 +82,29 @@ pub(crate) fn outliers(stay: &[(&Group, &Replica)], now: Millis) -> Outliers {
         matches!(replica.phase, Phase::Serving { .. }) && !health::leaves(group, replica, now)
     };
     let serving: Vec<_> = stay.iter().filter(in_routes).collect();
-    let most = |(group, _): &&(&Group, &Replica)| most(serving.len(), group.revision.spec.traffic.max_ejected);
-    let most = serving.iter().copied().map(|of| most(&of)).min().unwrap_or(0);
+    let mut room = Room::of(&serving);
     let (mut out_now, mut active): (Vec<_>, Vec<_>) = serving.into_iter().partition(|(_, r)| r.ejected_until.is_some());
     // The first to come back first; with others gone, more than may be out are needed before their time.
     out_now.sort_by_key(|(_, r)| (r.ejected_until, r.id));
-    let needed = out_now.len().saturating_sub(most);
-    let mut left = 0;
-    for (at, (_, replica)) in out_now.iter().enumerate() {
+    for (_, replica) in out_now.into_iter().rev() {
         match replica.ejected_until {
-            Some(until) if at >= needed && now < until => {
+            Some(until) if now < until && room.take(replica.revision) => {
                 out.wake = Some(out.wake.map_or(until, |w| w.min(until)));
-                left += 1;
             }
             _ => out.back.push(replica.id),
         }
     }
+    out.back.reverse();
     active.sort_by_key(|(_, r)| r.id);
     for (group, replica) in active {
         let traffic = &group.revision.spec.traffic;
         if replica.consecutive_failures < traffic.consecutive_failures.max(1) {
             continue;
         }
-        if left >= most {
+        if !room.take(replica.revision) {
             out.spared.push(replica.id);
             continue;
         }
-        left += 1;
         let before = if super::facts::healthy(replica, now) {
             0
         } else {
@@ -135,6 +169,40 @@ mod tests {
         assert_eq!(out.wake, Some(Millis(17_000)));
         two[1].consecutive_failures = 4;
         assert_eq!(decide(&group, &two, 7_000), Outliers::default());
+    }
+
+    #[test]
+    fn no_revision_is_ejected_whole_however_many_others_serve() {
+        let (group, mut three) = serving(3, 100);
+        let mut newer = (*group.revision).clone();
+        newer.number = RevisionNumber(2);
+        let canary = Group {
+            revision: Arc::new(newer),
+            ..group.clone()
+        };
+        three[2].revision = RevisionNumber(2);
+        for replica in &mut three {
+            replica.consecutive_failures = 100;
+        }
+        let out = |replicas: &[Replica], now| {
+            let of = |r: &Replica| {
+                if r.revision.0 == 2 {
+                    canary.clone()
+                } else {
+                    group.clone()
+                }
+            };
+            let groups: Vec<_> = replicas.iter().map(of).collect();
+            outliers(&groups.iter().zip(replicas).collect::<Vec<_>>(), Millis(now))
+        };
+        let ids = |n: &[usize]| n.iter().map(|at| three[*at].id).collect::<Vec<_>>();
+        let found = out(&three, 0);
+        assert_eq!(found.eject.iter().map(|(id, _)| *id).collect::<Vec<_>>(), ids(&[0]));
+        assert_eq!(found.spared, ids(&[1, 2]), "the last of each revision");
+        assert!(out(&three[1..], 0).eject.is_empty(), "one stable and one canary");
+        let mut ejected = three.clone();
+        ejected[1].ejected_until = Some(Millis(9_000));
+        assert_eq!(out(&ejected[1..], 0).back, ids(&[1]), "the other stable one is gone");
     }
 
     #[test]

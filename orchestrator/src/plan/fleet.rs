@@ -6,13 +6,14 @@ use std::sync::Arc;
 
 use super::node::is_leaving;
 use super::rolling::{self, Have, Room, Share};
-use super::rollout::{self, Held};
+use super::rollout::{self, Held, Looked};
 use super::scale;
 use super::trial::{self, Verdict};
 use super::words;
 use super::{
     Assigned, Assignment, Desired, DesiredService, FleetAction, FleetView, Group, Note, Plan, Progress, depends,
 };
+use crate::model::service::Step;
 use crate::model::{
     Millis, Phase, Replica, ReplicaCount, Revision, RevisionNumber, RevisionState, ServiceName, ServiceRecord, Why,
 };
@@ -125,6 +126,11 @@ pub fn observe(desired: &Desired, view: &mut FleetView, now: Millis) {
         }
     }
     view.measures.retain(|name, m| stages.get(name) == Some(&m.stage));
+    let mut looked = std::mem::take(&mut view.looked);
+    for (name, measures) in &view.measures {
+        let last = looked.remove(name);
+        view.looked.insert(name.clone(), Looked::at(measures, last, now));
+    }
     view.stages = stages;
     view.progress = progress;
     view.empty = empty;
@@ -387,8 +393,11 @@ impl<'a> Planner<'a> {
             groups.insert(base.number, whole);
             return Split::new();
         }
-        let recreates = rollout::recreates(service, base, on_trial, replicas.iter().map(|r| r.revision));
-        if recreates && replicas.iter().any(|r| r.revision != base.number) {
+        // Gone back to, what serves beside the others goes on; on trial it came when they had gone.
+        let serves = of(&base.number).serving > 0;
+        let recreates =
+            (on_trial || !serves) && rollout::recreates(service, base, on_trial, replicas.iter().map(|r| r.revision));
+        if recreates && !serves && replicas.iter().any(|r| r.revision != base.number) {
             let none = group(record, base, 0);
             groups.insert(base.number, Group { on_trial, ..none });
             let left = replicas.iter().filter(|r| r.revision != base.number).count();
@@ -405,6 +414,15 @@ impl<'a> Planner<'a> {
         let before = stable.map_or(0, |s| {
             self.wanted(name, record, s).max(u32::from(of(&s.number).serving > 0))
         });
+        let course = rollout::by_steps(service).filter(|_| on_trial);
+        let assigned = self.view.assigned.services.get(name);
+        let told = rollout::told(assigned, base.number);
+        // Once it has no requests any more, the load is not its own: it stays warm as it is.
+        let switched = course.is_some_and(|c| c.weight == Step::WHOLE && told == Some(Step::WHOLE));
+        let warm = stable
+            .and_then(|s| assigned?.groups.get(&s.number))
+            .filter(|_| switched);
+        let before = warm.map_or(before, |g| before.min(g.replicas.max(1)));
         let room = Room::of(&base.spec.rollout, goal, goal.max(before));
         let is_stable = |n: &RevisionNumber| stable.is_some_and(|s| s.number == *n);
         let retiring_serving = old.iter().filter(|n| !is_stable(n)).map(|n| of(n).serving).sum();
@@ -414,7 +432,6 @@ impl<'a> Planner<'a> {
             stable_serving: stable.map_or(0, |s| of(&s.number).serving),
             retiring_serving,
         };
-        let course = rollout::by_steps(service).filter(|_| on_trial);
         let paused = on_trial && rollout::is_paused(record);
         let mut share = match &course {
             Some(course) => course.share(goal, before, have),
@@ -452,7 +469,6 @@ impl<'a> Planner<'a> {
                 left -= keep;
             }
         }
-        let told = rollout::told(self.view.assigned.services.get(name), base.number);
         let weight = course.map(|c| c.in_force(goal, counted, of(&base.number).serving, told));
         let ended = course.is_none_or(|c| c.is_last()) && !paused;
         if on_trial && counted >= goal && old.is_empty() && ended {
@@ -504,7 +520,13 @@ impl<'a> Planner<'a> {
         let Some(stage) = self.view.stages.get(name).filter(|s| s.revision == wanted.number) else {
             return Verdict::Open { until };
         };
-        match rollout::held(service, wanted, stage, self.view.measures.get(name), self.now) {
+        match rollout::held(
+            service,
+            wanted,
+            stage,
+            (self.view.measures.get(name), self.view.looked.get(name)),
+            self.now,
+        ) {
             Held::Failed(figures) => Verdict::Refused(Why::Gate, figures),
             Held::Over => {
                 self.plan.actions.push(FleetAction::Step {
@@ -536,7 +558,7 @@ impl<'a> Planner<'a> {
             return false;
         }
         self.note(name, revision.number, format!("autoscale: {}", scaling.text()));
-        scaling.count == 0
+        scaling.count == 0 && self.wanted(name, &service.record, revision) == 0
     }
 
     /// Replicas of `revision` that have served for `min_healthy`; asks to be woken when the next one has.

@@ -33,6 +33,13 @@ pub struct Measures {
     pub stable: Measure,
 }
 
+impl Measures {
+    /// Of both.
+    pub(crate) fn requests(&self) -> u64 {
+        self.new.requests.saturating_add(self.stable.requests)
+    }
+}
+
 /// p99 comes from buckets a tenth wide: as slow as the stable one is within that.
 const P99_SLACK_PERCENT: u128 = 112;
 

@@ -277,7 +277,9 @@ impl Planner<'_> {
             }
             // First the run, then the proof: a process that ends in between finds the run and begins no second one.
             Some(Preparation::Done)
-                if !wanted.spec.is_scheduled() && runs.values().all(|run| run.revision != revision) =>
+                if !wanted.renewed
+                    && !wanted.spec.is_scheduled()
+                    && runs.values().all(|run| run.revision != revision) =>
             {
                 self.act(JobAction::Begin {
                     service: service_name,
@@ -544,3 +546,7 @@ pub fn progress(run: &JobRun, job: &Job) -> String {
     }
     text
 }
+
+#[cfg(test)]
+#[path = "job/tests.rs"]
+mod tests;

@@ -130,6 +130,8 @@ pub struct FleetView {
     pub stages: BTreeMap<ServiceName, rollout::Stage>,
     /// What the shell measured since those stages began; of a service without gates nothing.
     pub measures: BTreeMap<ServiceName, gates::Measures>,
+    /// How many requests that were at the look before; [`fleet::observe`] keeps it.
+    pub looked: BTreeMap<ServiceName, rollout::Looked>,
 }
 
 impl FleetView {

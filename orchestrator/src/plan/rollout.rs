@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::fleet::{on_trial, wanted_replicas};
+use super::fleet::{on_trial, turned_off, wanted_replicas};
 use super::gates::{self, Measures};
 use super::rolling::{Have, Share};
 use super::{Assigned, DesiredService, words};
@@ -16,6 +16,8 @@ use crate::model::{Millis, Revision, RevisionNumber, RevisionState, ServiceRecor
 
 /// While gates are open, someone looks at the figures so often: a failing one is acted upon well within a second.
 pub(crate) const LOOK: Duration = Duration::from_millis(200);
+/// As long as no request comes, so often.
+pub(crate) const QUIET_LOOK: Duration = Duration::from_secs(1);
 
 /// Where a rollout by steps is, as the store knows it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,7 +49,10 @@ pub fn by_steps(service: &DesiredService) -> Option<Course> {
     let record = &service.record;
     let stable = record.stable.filter(|n| *n != record.wanted);
     let before = stable.and_then(|n| service.revisions.get(&n))?;
-    let fit = !matches!(before.state, RevisionState::Refused(_)) && wanted_replicas(record, before, None) > 0;
+    // What autoscale has at zero is woken for a trial.
+    let scales = before.spec.autoscale.is_some() && !turned_off(record, before);
+    let wants = scales || wanted_replicas(record, before, None) > 0;
+    let fit = !matches!(before.state, RevisionState::Refused(_)) && wants;
     let wanted = service
         .revisions
         .get(&record.wanted)
@@ -268,6 +273,23 @@ pub(crate) fn stage(
     })
 }
 
+/// Requests that a stage had when it was looked at last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Looked {
+    pub requests: u64,
+    /// Since when it is this number.
+    pub since: Millis,
+}
+
+impl Looked {
+    /// The number that `measures` shows is new now, or it is the last one still.
+    pub(crate) fn at(measures: &Measures, last: Option<Self>, now: Millis) -> Self {
+        let requests = measures.requests();
+        last.filter(|l| l.requests == requests)
+            .unwrap_or(Self { requests, since: now })
+    }
+}
+
 /// What a stage asks for now.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Held {
@@ -284,7 +306,7 @@ pub(crate) fn held(
     service: &DesiredService,
     revision: &Revision,
     stage: &Stage,
-    measures: Option<&Measures>,
+    (measures, looked): (Option<&Measures>, Option<&Looked>),
     now: Millis,
 ) -> Held {
     let record = &service.record;
@@ -299,7 +321,10 @@ pub(crate) fn held(
     {
         return Held::Failed(failed);
     }
-    let look = gates.map(|_| now.plus(LOOK));
+    let quiet = measured
+        .zip(looked)
+        .is_some_and(|(m, l)| m.requests() == l.requests && now >= l.since.plus(LOOK));
+    let look = gates.map(|_| now.plus(if quiet { QUIET_LOOK } else { LOOK }));
     let hold = course.filter(|c| !c.paused).and_then(|c| c.hold);
     let Some(hold) = hold else {
         return Held::Open { until: look };

@@ -156,16 +156,18 @@ pub(crate) fn observe(desired: &Desired, view: &mut FleetView, now: Millis) {
     }
 }
 
-/// The revision that a service is going to and its `[autoscale]`; none for one that has none, is stopped or is being deleted.
+/// The revision that a service is going to and its `[autoscale]`; none for one that has none, is stopped or is being deleted. While
+/// one without is on trial, the stable one goes on by its own.
 pub fn autoscaled(service: &DesiredService) -> Option<(&Revision, &Autoscale)> {
     let record = &service.record;
     let usable = |n| {
         let revision = service.revisions.get(&n).map(|r| &**r);
         revision.filter(|r| !matches!(r.state, RevisionState::Refused(_)))
     };
-    let revision = usable(record.wanted).or_else(|| record.stable.and_then(usable))?;
-    let off = record.stopped || record.deleting;
-    Some((revision, revision.spec.autoscale.as_ref().filter(|_| !off)?))
+    let off = record.stopped || record.deleting || service.is_job();
+    let going = [Some(record.wanted).filter(|_| !off), record.stable.filter(|_| !off)];
+    let mut usable = going.into_iter().flatten().filter_map(usable);
+    usable.find_map(|r| Some((r, r.spec.autoscale.as_ref()?)))
 }
 
 impl Scaling {

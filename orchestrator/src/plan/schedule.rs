@@ -274,6 +274,16 @@ pub fn observe(desired: &Desired, view: &mut ScheduleView, now: Millis, wall: Ti
         }
     }
     (view.memo, view.ends, view.open) = (memo, ends, open);
+    // One that is not in the store is not written yet, or will not be any more.
+    view.bursts.retain(|(name, schedule), burst| {
+        let listed = |s: &Arc<ScheduleState>| s.running(burst.begun.due, burst.begun.at).is_some();
+        let states = desired
+            .schedules
+            .get(name)
+            .filter(|_| desired.services.contains_key(name));
+        let state = states.and_then(|states| states.get(schedule));
+        state.is_some_and(|s| listed(s) || now < burst.due.plus(BURST_WAIT))
+    });
     view.prepared.retain(|(name, number), until| {
         let there = desired
             .services
@@ -472,6 +482,12 @@ impl Planner<'_> {
         self.view.running.get(key).map_or(0, Vec::len) + open_runs(self.desired, key).len()
     }
 
+    /// `otherwise`: by another count. Those that are being replaced count too until they have ended.
+    fn is_full(&self, key: &Key, state: &ScheduleState, otherwise: bool) -> bool {
+        let begun = self.view.running.get(key).map_or(0, Vec::len);
+        otherwise || begun.max(state.open()) >= RUNNING_OF_ONE
+    }
+
     fn schedule(
         &mut self,
         name: &ServiceName,
@@ -542,7 +558,7 @@ impl Planner<'_> {
         } else if takes_time(schedule) && running > 0 && schedule.overlap == Overlap::Forbid {
             let detail = "the one before was not done, and overlap is \"forbid\"";
             pass(Outcome::Skipped, detail.into(), count)
-        } else if takes_time(schedule) && full && schedule.overlap != Overlap::Replace {
+        } else if takes_time(schedule) && self.is_full(&key, state, full && schedule.overlap != Overlap::Replace) {
             pass(Outcome::Skipped, "too many are not done yet".into(), count)
         } else {
             self.running += usize::from(takes_time(schedule));

@@ -9,6 +9,8 @@ use super::{facts, fleet, node, status};
 use crate::model::service::{Amount, ReadinessProbe, RestartPolicy};
 use crate::model::{Death, Millis, Phase, Replica, ReplicaId, RevisionNumber, Why};
 
+mod meetings;
+
 fn trap() -> Death {
     Death::Traps {
         reason: "5 calls in a row trapped".into(),

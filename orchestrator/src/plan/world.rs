@@ -41,6 +41,8 @@ pub struct World {
     pub guests: BTreeMap<(ServiceName, RevisionNumber), Guest>,
     /// So many replicas fit into memory.
     pub memory: Option<u32>,
+    /// Since then no request comes to what gates measure.
+    pub quiet_from: Option<Millis>,
     /// What happened, one line each; only while `tracing`.
     pub trace: Vec<String>,
     pub tracing: bool,
@@ -103,6 +105,7 @@ impl World {
             view: FleetView::default(),
             guests: BTreeMap::new(),
             memory: None,
+            quiet_from: None,
             trace: Vec::new(),
             tracing: false,
             breaches: Vec::new(),
@@ -212,6 +215,7 @@ impl World {
             state,
             secrets: BTreeMap::new(),
             accepted: None,
+            renewed: false,
         };
         service.revisions.insert(number, Arc::new(revision));
         self.guests.insert((name, number), guest);

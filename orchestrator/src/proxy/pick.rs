@@ -56,6 +56,10 @@ impl ReplicaSet {
         !self.parts.is_empty()
     }
 
+    pub(super) fn parts(&self) -> &[Part] {
+        &self.parts
+    }
+
     /// The places a request with this roll (below 1000) is for: those of its revision; and where it may go when none of them has
     /// room. `None`: any.
     pub(super) fn places(&self, roll: u32) -> Option<(Range<usize>, Option<Range<usize>>)> {

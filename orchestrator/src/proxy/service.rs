@@ -16,6 +16,8 @@ use super::upstream::{Lease, Upstream};
 use crate::model::service::{Pin, ServiceSpec, Traffic};
 use crate::model::{Millis, ReplicaId, RevisionNumber, ServiceName};
 
+mod steer;
+
 /// What the balancer needs of a service file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServiceTraffic {
@@ -228,8 +230,14 @@ impl Service {
     /// Nobody can serve those who wait, and nobody is expected: let them know now.
     fn turn_away_in_vain(&self) {
         if self.waiting.load(Ordering::SeqCst) > 0 && self.is_vain() {
-            self.lock().clear();
-            self.waiting.store(0, Ordering::SeqCst);
+            let mut queue = self.lock();
+            // Who came since may have found a replica.
+            if self.is_vain() {
+                let turned_away = std::mem::take(&mut *queue);
+                self.waiting.store(0, Ordering::SeqCst);
+                drop(queue);
+                drop(turned_away);
+            }
         }
     }
 
@@ -266,12 +274,15 @@ impl Service {
         self.retry_attempts.load(Ordering::Relaxed) > 0 && self.replicas.load().len() > 1
     }
 
-    /// A slot at once, if nobody is waiting and a replica other than `except` has room.
+    /// A slot at once, if a replica other than `except` has room that nobody waits for. A second try (`except`) has waited: it
+    /// takes what there is.
     pub(super) fn try_lease(&self, wish: Wish, except: Option<ReplicaId>) -> Option<Lease> {
-        if self.waiting.load(Ordering::Relaxed) > 0 {
-            None
-        } else {
+        if except.is_some() || self.waiting.load(Ordering::Relaxed) == 0 {
             self.pick(wish, except)
+        } else if self.steers.load(Ordering::Relaxed) {
+            self.lease_beside(wish)
+        } else {
+            None
         }
     }
 
@@ -280,7 +291,7 @@ impl Service {
         for _ in 0..4 {
             let set = self.replicas.load();
             let at = if set.is_split() || wish.revision.is_some() {
-                steered(&set, wish, except)?
+                steer::steered(&set, wish, except)?
             } else {
                 among(&set, 0..set.len(), except)?
             };
@@ -334,8 +345,10 @@ impl Service {
     pub(super) fn hand_out(&self) {
         let mut spare = None;
         while self.waiting.load(Ordering::SeqCst) > 0 {
-            let wish = self.lock().front().map_or_else(Wish::default, |(wish, _)| *wish);
-            let Some(lease) = spare.take().or_else(|| self.pick(wish, None)) else {
+            if self.steers.load(Ordering::Acquire) {
+                return self.hand_out_steered();
+            }
+            let Some(lease) = spare.take().or_else(|| self.pick(Wish::default(), None)) else {
                 return;
             };
             let first = {
@@ -364,26 +377,6 @@ fn among(set: &ReplicaSet, places: Range<usize>, except: Option<ReplicaId>) -> O
     pick(places.len(), room, |n| fastrand::usize(..n)).map(|i| first + i)
 }
 
-/// The place for a request that is not like the others: what it asked for, if that serves and has room; else what its roll says.
-/// A second try, and a set in which no share is there, go wherever there is room: a split never costs an answer.
-fn steered(set: &ReplicaSet, wish: Wish, except: Option<ReplicaId>) -> Option<usize> {
-    if let Some(asked) = wish.revision {
-        let room = |i: usize| {
-            let fits = set[i].revision == asked && except != Some(set[i].id);
-            set[i].room().filter(|_| fits)
-        };
-        if let Some(at) = pick(set.len(), room, |n| fastrand::usize(..n)) {
-            return Some(at);
-        }
-    }
-    let Some((places, other)) = set.places(wish.roll) else {
-        return among(set, 0..set.len(), except);
-    };
-    among(set, places, except)
-        .or_else(|| among(set, other?, except))
-        .or_else(|| except.and_then(|_| among(set, 0..set.len(), except)))
-}
-
 /// A place in the queue, given up on drop.
 struct Place<'a> {
     service: &'a Service,
@@ -393,9 +386,17 @@ struct Place<'a> {
 impl Drop for Place<'_> {
     fn drop(&mut self) {
         self.receiver.close();
-        let mut queue = self.service.lock();
-        queue.retain(|(_, sender)| !sender.is_closed());
-        self.service.waiting.store(queue.len(), Ordering::SeqCst);
+        let left = {
+            let mut queue = self.service.lock();
+            let before = queue.len();
+            queue.retain(|(_, sender)| !sender.is_closed());
+            self.service.waiting.store(queue.len(), Ordering::SeqCst);
+            queue.len() < before
+        };
+        // A slot that was kept for it is for the next in line.
+        if left {
+            self.service.hand_out();
+        }
     }
 }
 
@@ -476,6 +477,38 @@ mod tests {
         }
         assert_eq!(service.in_flight(), 0);
         assert!(service.try_lease(Wish::default(), None).is_some());
+    }
+
+    #[tokio::test]
+    async fn when_one_leaves_the_next_is_looked_after() {
+        let service = service(2);
+        service.admit(fake::upstream(1, 1, fake::hello()));
+        let taken = service.try_lease(Wish::default(), None).unwrap();
+        let mut leaver = Box::pin(service.wait_for_lease(Wish::default()));
+        assert!(futures::poll!(leaver.as_mut()).is_pending());
+        // The slot came free while the one who leaves was the first, and nobody looked.
+        let (sender, mut next) = oneshot::channel();
+        service.lock().push_back((Wish::default(), sender));
+        let waiting = service.waiting.swap(0, Ordering::SeqCst);
+        drop(taken);
+        service.waiting.store(waiting + 1, Ordering::SeqCst);
+        drop(leaver);
+        assert!(next.try_recv().is_ok());
+        assert_eq!(service.queued(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_second_try_does_not_stand_behind_those_who_wait() {
+        let service = service(2);
+        for id in 1..=2 {
+            service.admit(fake::upstream(id, 1, fake::hello()));
+        }
+        let (sender, _waits) = oneshot::channel();
+        service.lock().push_back((Wish::default(), sender));
+        service.waiting.store(1, Ordering::SeqCst);
+        assert!(service.try_lease(Wish::default(), None).is_none());
+        let second = service.try_lease(Wish::default(), Some(ReplicaId(1))).unwrap();
+        assert_eq!(second.upstream().id, ReplicaId(2));
     }
 
     #[tokio::test]

@@ -3,6 +3,7 @@
 //! Decides nothing about rollouts: it writes what a planner or a person decided, or says that something changed underneath.
 //! Times come from the caller.
 
+mod judge;
 mod renew;
 mod rollout;
 
@@ -17,8 +18,7 @@ use super::{Guard, Item, MAX_OPS, Op, Outcome, Store, StoreError, Watch};
 use crate::model::record::Accepted;
 use crate::model::rollout::RolloutRecord;
 use crate::model::{
-    Refusal, ReplicaCount, Revision, RevisionNumber, RevisionState, RunId, ServiceName, ServiceRecord, ServiceSpec,
-    Timestamp, Why,
+    ReplicaCount, Revision, RevisionNumber, RevisionState, RunId, ServiceName, ServiceRecord, ServiceSpec, Timestamp,
 };
 use crate::plan::{Desired, DesiredService};
 
@@ -86,6 +86,9 @@ pub enum RecordsError {
     /// What is under this key is not what belongs there.
     #[error("record `{key}` makes no sense: {detail}")]
     Broken { key: String, detail: String },
+    /// The data of a deleted service is still there, so its record stays.
+    #[error("data of service `{0}` cannot be removed: {1}")]
+    DataStays(ServiceName, String),
     #[error(transparent)]
     Store(#[from] StoreError),
 }
@@ -344,6 +347,7 @@ impl Records {
                 state: RevisionState::Pending,
                 secrets: new.secrets.clone(),
                 accepted: new.accepted.clone(),
+                renewed: false,
             });
             if self.commit(txn).await? {
                 return Ok(Deployed {
@@ -425,75 +429,6 @@ impl Records {
             accepted: None,
         };
         self.deploy_as(new, Some(wanted.0), true, at).await
-    }
-
-    /// The revision proved itself: it is the stable one. Old revisions beyond `keep_revisions` go.
-    pub async fn prove(
-        &self,
-        name: &ServiceName,
-        number: RevisionNumber,
-        at: Timestamp,
-    ) -> Result<ServiceRecord, RecordsError> {
-        let record = self
-            .judge(name, number, RevisionState::Proved { at }, at, |record| {
-                record.stable = Some(number)
-            })
-            .await?;
-        self.trim(name).await?;
-        Ok(record)
-    }
-
-    /// The revision is refused; `back_to` is wanted again, if there is one.
-    pub async fn refuse(
-        &self,
-        name: &ServiceName,
-        number: RevisionNumber,
-        why: Why,
-        detail: String,
-        back_to: Option<RevisionNumber>,
-        at: Timestamp,
-    ) -> Result<ServiceRecord, RecordsError> {
-        if let Some(back_to) = back_to {
-            // A service that wants a revision that is not there could not be loaded again.
-            self.revision(name, back_to).await?;
-        }
-        let state = RevisionState::Refused(Refusal { why, detail, at });
-        self.judge(name, number, state, at, |record| {
-            // Someone may have deployed a newer one in between: that stays wanted.
-            if record.wanted == number {
-                record.wanted = back_to.unwrap_or(number);
-            }
-        })
-        .await
-    }
-
-    async fn judge(
-        &self,
-        name: &ServiceName,
-        number: RevisionNumber,
-        state: RevisionState,
-        at: Timestamp,
-        change: impl Fn(&mut ServiceRecord),
-    ) -> Result<ServiceRecord, RecordsError> {
-        for _ in 0..TRIES {
-            let Held { mut record, modified } = self.held(name).await?;
-            let revision = self.revision(name, number).await?;
-            change(&mut record);
-            record.changed_at = at;
-            let mut txn = Txn {
-                guards: vec![Guard::modified(service_key(name), modified)],
-                ops: vec![],
-            };
-            txn.put_service(&record);
-            txn.put_revision(&Revision {
-                state: state.clone(),
-                ..(*revision).clone()
-            });
-            if self.commit(txn).await? {
-                return Ok(record);
-            }
-        }
-        Err(RecordsError::Contended(name.clone()))
     }
 
     /// Reads the service, lets `change` edit it, and writes it if nobody else did in between; else again. `change` may
@@ -787,4 +722,4 @@ fn broken(key: &str, detail: impl std::fmt::Display) -> RecordsError {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

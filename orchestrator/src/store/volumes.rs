@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use narae_runtime::volume::{Volume, clear};
-use rustix::fs::{AtFlags, Dir, Mode, OFlags, fchmod, mkdirat, openat, renameat, unlinkat};
+use rustix::fs::{AtFlags, Dir, Mode, OFlags, fchmod, fsync, mkdirat, openat, renameat, unlinkat};
 use rustix::io::Errno;
 
 use crate::model::ServiceName;
@@ -142,8 +142,10 @@ impl Volumes {
             let gone = format!("{REMOVED}{service}-{}", self.removed.fetch_add(1, Ordering::Relaxed));
             match renameat(&folder, service.as_str(), &folder, &gone) {
                 Ok(()) => {
+                    // Before the service is forgotten: a later one of its name must not find them.
+                    let synced = fsync(&folder).map_err(failed);
                     remove_later(folder, vec![gone]);
-                    return Ok(());
+                    return synced;
                 }
                 Err(Errno::NOENT) => return Ok(()),
                 // The name of one that another run left.

@@ -8,7 +8,7 @@ use crate::guest::Hops;
 pub const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 pub const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 
-/// Of one instance.
+/// Of one call.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Ambient {
     pub hops: u32,
@@ -25,17 +25,6 @@ impl Ambient {
         }
     }
 
-    /// The instance takes on a request. A call cannot be told to which of several requests it belongs: it then counts as
-    /// coming from the deepest, and under no request's name.
-    pub fn take_on(&mut self, request: Self, beside_others: bool) {
-        if beside_others {
-            self.hops = self.hops.max(request.hops);
-            self.names = [None, None];
-        } else {
-            *self = request;
-        }
-    }
-
     /// Names the call as its request, where the guest has not named it.
     pub fn name(&self, headers: &mut HeaderMap) {
         for (name, value) in [X_REQUEST_ID, TRACEPARENT].into_iter().zip(&self.names) {
@@ -43,6 +32,49 @@ impl Ambient {
                 headers.entry(name).or_insert_with(|| value.clone());
             }
         }
+    }
+}
+
+/// Of one instance: what a call inherits now.
+#[derive(Default)]
+pub struct Serving {
+    now: Ambient,
+    /// Hops of the requests that were not answered yet.
+    running: Vec<u32>,
+}
+
+impl Serving {
+    /// What a call inherits that is made now.
+    pub fn now(&self) -> &Ambient {
+        &self.now
+    }
+
+    /// The instance takes on a request. A call cannot be told to which of several requests it belongs: it then counts as
+    /// coming from the deepest, and under no request's name.
+    pub fn take_on(&mut self, request: Ambient, beside_others: bool) {
+        if !beside_others {
+            self.running.clear();
+        }
+        self.running.push(request.hops);
+        if beside_others {
+            self.now.names = [None, None];
+            self.count();
+        } else {
+            self.now = request;
+        }
+    }
+
+    /// A request with so many hops was answered: those beside it are no deeper for it any more. What the guest does after
+    /// the last answer still counts as that request's.
+    pub fn answered(&mut self, hops: u32) {
+        if let Some(at) = self.running.iter().position(|running| *running == hops) {
+            self.running.swap_remove(at);
+        }
+        self.count();
+    }
+
+    fn count(&mut self) {
+        self.now.hops = self.running.iter().copied().max().unwrap_or(self.now.hops);
     }
 }
 
@@ -61,20 +93,39 @@ mod tests {
 
     #[test]
     fn several_requests_in_one_instance_count_as_the_deepest_and_have_no_name() {
-        let mut ambient = Ambient::default();
-        ambient.take_on(request(3, "a"), false);
+        let mut serving = Serving::default();
+        serving.take_on(request(3, "a"), false);
         let mut headers = HeaderMap::new();
-        ambient.name(&mut headers);
+        serving.now().name(&mut headers);
         assert_eq!(
-            (ambient.hops, &headers[X_REQUEST_ID]),
+            (serving.now().hops, &headers[X_REQUEST_ID]),
             (3, &HeaderValue::from_static("a"))
         );
-        ambient.take_on(request(1, "b"), true);
+        serving.take_on(request(1, "b"), true);
         let mut headers = HeaderMap::new();
-        ambient.name(&mut headers);
-        assert_eq!((ambient.hops, headers.len()), (3, 0));
-        ambient.take_on(request(0, "c"), false);
-        assert_eq!(ambient.hops, 0);
+        serving.now().name(&mut headers);
+        assert_eq!((serving.now().hops, headers.len()), (3, 0));
+        serving.take_on(request(0, "c"), false);
+        assert_eq!(serving.now().hops, 0);
+    }
+
+    #[test]
+    fn a_deep_request_that_ended_no_longer_counts_for_those_beside_it() {
+        let mut serving = Serving::default();
+        serving.take_on(request(0, "a"), false);
+        serving.take_on(request(15, "loop"), true);
+        serving.take_on(request(15, "loop"), true);
+        serving.answered(15);
+        assert_eq!(serving.now().hops, 15, "the other one still runs");
+        serving.answered(15);
+        assert_eq!(serving.now().hops, 0);
+        serving.take_on(request(2, "b"), true);
+        serving.answered(0);
+        assert_eq!(serving.now().hops, 2);
+        serving.answered(2);
+        assert_eq!(serving.now().hops, 2, "what goes on after the last answer");
+        serving.take_on(request(0, "c"), false);
+        assert_eq!(serving.now().hops, 0);
     }
 
     #[test]

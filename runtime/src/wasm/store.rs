@@ -18,7 +18,7 @@ use wasmtime_wasi_http::{
     WasiHttpHooks, WasiHttpView,
 };
 
-use super::ambient::Ambient;
+use super::ambient::{Ambient, Serving};
 use super::host::clocks::{ClocksHost, ClocksView};
 use super::host::filesystem::{FilesHost, FilesView, Mount, OpenFiles};
 use super::host::keyvalue::KeyValueCtx;
@@ -322,7 +322,7 @@ impl StoreData {
             http,
             hooks: Hooks {
                 outbound: parts.hooks.as_ref().map(|make| make()),
-                ambient: Ambient::default(),
+                serving: Serving::default(),
             },
             tcp: TcpState::default(),
             open_files: None,
@@ -334,7 +334,12 @@ impl StoreData {
 impl StoreData {
     /// The instance takes on a request, beside others or not: what its own calls inherit.
     pub fn take_on(&mut self, request: Ambient, beside_others: bool) {
-        self.hooks.ambient.take_on(request, beside_others);
+        self.hooks.serving.take_on(request, beside_others);
+    }
+
+    /// A request that it had taken on, with so many hops, was answered.
+    pub fn answered(&mut self, hops: u32) {
+        self.hooks.serving.answered(hops);
     }
 }
 
@@ -452,7 +457,7 @@ pub fn is_forbidden(name: &HeaderName) -> bool {
 /// What belongs to every guest's HTTP, around the outbound calls of those that were granted some.
 struct Hooks {
     outbound: Option<Box<dyn WasiHttpHooks>>,
-    ambient: Ambient,
+    serving: Serving,
 }
 
 impl WasiHttpHooks for Hooks {
@@ -477,7 +482,7 @@ impl WasiHttpHooks for Hooks {
                 )>,
             > + Send,
     > {
-        request.extensions_mut().insert(self.ambient.clone());
+        request.extensions_mut().insert(self.serving.now().clone());
         match &mut self.outbound {
             Some(outbound) => outbound.send_request(request, options, processed),
             None => Box::new(std::future::ready(Err(wasmtime_wasi_http::Error::HttpRequestDenied))),

@@ -514,11 +514,10 @@ impl<'a> Worker<'a> {
         } = job;
         let (send, mut sent) = futures::channel::oneshot::channel();
         let proxy = self.proxy;
+        let ambient = Ambient::of(&request);
+        let hops = ambient.hops;
         let prepared = accessor.with(|mut access| {
-            access
-                .as_context_mut()
-                .data_mut()
-                .take_on(Ambient::of(&request), at_once > 1);
+            access.as_context_mut().data_mut().take_on(ambient, at_once > 1);
             Prepared::new(access.as_context_mut(), proxy, request, StoreData::http, send)
         });
         async move {
@@ -528,6 +527,7 @@ impl<'a> Worker<'a> {
             if !prepared?.run(accessor, gone).await? {
                 return Ok(false);
             }
+            accessor.with(|mut access| access.as_context_mut().data_mut().answered(hops));
             let answered = match sent.try_recv() {
                 Ok(Some(Ok(response))) => Ok(response),
                 Ok(Some(Err(e))) => match e.downcast_ref::<ErrorCode>() {

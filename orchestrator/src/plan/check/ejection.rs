@@ -1,4 +1,4 @@
-//! The law of ejection: out for its own failures, a share at most, never all, and back in time.
+//! The law of ejection: out for its own failures, a share at most of the service and of each revision, never all, and back in time.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -12,8 +12,23 @@ use crate::plan::{Assignment, NodeAction, NodeView, Plan};
 struct After {
     serving: u32,
     ejected: u32,
-    /// By revision; the smallest holds.
-    shares: BTreeMap<RevisionNumber, Amount>,
+    /// For the service the smallest share holds, for each revision its own.
+    revisions: BTreeMap<RevisionNumber, OfRevision>,
+}
+
+struct OfRevision {
+    serving: u64,
+    ejected: u64,
+    share: Amount,
+}
+
+/// So many of `serving` may be out.
+fn most(serving: u64, share: Amount) -> u64 {
+    let share = match share {
+        Amount::Count(n) => u64::from(n),
+        Amount::Percent(p) => serving * u64::from(p) / 100,
+    };
+    share.min(serving.saturating_sub(1))
 }
 
 pub(super) fn breaches(
@@ -53,7 +68,12 @@ pub(super) fn breaches(
         let traffic = &group.revision.spec.traffic;
         let of = after.entry(&replica.service).or_default();
         of.serving += 1;
-        of.shares.insert(replica.revision, traffic.max_ejected);
+        let of_revision = of.revisions.entry(replica.revision).or_insert(OfRevision {
+            serving: 0,
+            ejected: 0,
+            share: traffic.max_ejected,
+        });
+        of_revision.serving += 1;
         let was = replica.ejected_until.is_some();
         if ejected.contains(&replica.id) {
             let failed = !was && replica.consecutive_failures >= traffic.consecutive_failures.max(1);
@@ -64,6 +84,7 @@ pub(super) fn breaches(
         });
         let is = ejected.contains(&replica.id) || was && !back.contains(&replica.id);
         of.ejected += u32::from(is);
+        of_revision.ejected += u64::from(is);
         if let (Some(until), true) = (replica.ejected_until, is) {
             let woken = now < until && plan.wake_at.is_some_and(|at| at <= until);
             found.replica(woken, Law::Ejection, replica, || "stays ejected past its time".into());
@@ -71,20 +92,22 @@ pub(super) fn breaches(
     }
     for (name, of) in after {
         let serving = u64::from(of.serving);
-        let share = |share: &Amount| match share {
-            Amount::Count(n) => u64::from(*n),
-            Amount::Percent(p) => serving * u64::from(*p) / 100,
-        };
-        let most = of
-            .shares
-            .values()
-            .map(share)
-            .min()
-            .unwrap_or(0)
-            .min(serving.saturating_sub(1));
-        found.unless(u64::from(of.ejected) <= most, Law::Ejection, name, || {
-            format!("{} of {} are ejected, at most {most} may be", of.ejected, of.serving)
+        let most_of_all = of.revisions.values().map(|r| most(serving, r.share)).min().unwrap_or(0);
+        found.unless(u64::from(of.ejected) <= most_of_all, Law::Ejection, name, || {
+            format!(
+                "{} of {} are ejected, at most {most_of_all} may be",
+                of.ejected, of.serving
+            )
         });
+        for (number, r) in &of.revisions {
+            let most = most(r.serving, r.share);
+            found.unless(r.ejected <= most, Law::Ejection, name, || {
+                format!(
+                    "{} of {} of revision {number} are ejected, at most {most} may be",
+                    r.ejected, r.serving
+                )
+            });
+        }
     }
 }
 

@@ -156,6 +156,68 @@ fn the_history_is_bounded_and_times_missed_in_a_row_are_one_entry() {
 }
 
 #[test]
+fn what_is_not_done_stays_in_the_shortest_history_and_forbids_the_next() {
+    let mut schedule = beat(60);
+    schedule.history = 1;
+    let mut world = world(vec![schedule]);
+    world.takes("a", Duration::from_secs(590)).advance_secs(330);
+    let found = outcomes(&world, "beat");
+    assert_eq!(
+        found,
+        [(Cause::Due, Outcome::Running, 1), (Cause::Due, Outcome::Skipped, 4)]
+    );
+    world.advance_secs(320);
+    assert_eq!(outcomes(&world, "beat")[0], (Cause::Due, Outcome::Done, 1));
+    world.advance_secs(60);
+    assert_eq!(outcomes(&world, "beat").last().unwrap().1, Outcome::Running);
+}
+
+#[test]
+fn no_more_than_sixteen_of_one_schedule_are_begun_and_none_is_lost() {
+    let mut schedule = beat(10);
+    (schedule.history, schedule.overlap) = (1, Overlap::Allow);
+    let mut world = world(vec![schedule]);
+    world.takes("a", Duration::from_secs(3_600)).advance_secs(600);
+    let state = world.desired.state_of(&service_name("a"), "beat").unwrap();
+    assert_eq!(
+        (state.open(), state.history.len()),
+        (RUNNING_OF_ONE, RUNNING_OF_ONE + 1)
+    );
+}
+
+#[test]
+fn a_burst_of_a_service_that_is_gone_or_that_was_never_written_is_forgotten() {
+    let mut world = world(vec![replicas("day", "2026-11-30T12:01:00", 3, Some(600))]);
+    let burst = |due| Burst {
+        begun: Begun {
+            due: Timestamp(1),
+            at: Timestamp(1),
+        },
+        due,
+        wanted: 3,
+        before: BTreeSet::new(),
+    };
+    let (now, wall) = (world.now, world.wall());
+    let key = |service: &str| (service_name(service), "day".to_owned());
+    let mut view = ScheduleView::default();
+    view.bursts.insert(key("a"), burst(now));
+    view.bursts.insert(key("b"), burst(now));
+    observe(&world.desired, &mut view, now, wall);
+    assert_eq!(
+        view.bursts.keys().collect::<Vec<_>>(),
+        [&key("a")],
+        "it may be written yet"
+    );
+    let later = now.plus(BURST_WAIT);
+    observe(&world.desired, &mut view, later, wall);
+    assert!(view.bursts.is_empty());
+    world.advance_secs(60);
+    let state = world.clock.view.bursts.clone();
+    world.advance_secs(600);
+    assert!(state.len() <= 1 && world.clock.view.bursts.is_empty());
+}
+
+#[test]
 fn a_hold_ends_by_the_monotonic_clock_whatever_the_wall_clock_does() {
     for step_ms in [-86_400_000, 86_400_000] {
         let mut world = world(vec![replicas("day", "2026-11-30T12:01:00", 3, Some(600))]);

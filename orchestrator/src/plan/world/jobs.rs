@@ -162,9 +162,35 @@ impl JobWorld {
             state: RevisionState::Pending,
             secrets: BTreeMap::new(),
             accepted: None,
+            renewed: false,
         };
         held.revisions.insert(number, Arc::new(revision));
         self.commands.insert((service, number), command);
+        self.settle()
+    }
+
+    /// The wanted revision again, with another version of a secret: as the store does it.
+    pub fn change_secret(&mut self, name: &str) -> &mut Self {
+        let (service, at) = (service_name(name), self.wall());
+        let Some(held) = self.desired.services.get_mut(&service).filter(|s| !s.record.deleting) else {
+            return self;
+        };
+        let wanted = Arc::clone(&held.revisions[&held.record.wanted]);
+        let number = held.record.next_revision;
+        held.record.next_revision.0 += 1;
+        if wanted.state == RevisionState::Pending {
+            let state = RevisionState::Superseded { at };
+            let before = Revision {
+                state,
+                ..(*wanted).clone()
+            };
+            held.revisions.insert(wanted.number, Arc::new(before));
+        }
+        held.record.wanted = number;
+        let renewed = wanted.again(number, "secret db changed".into(), at);
+        held.revisions.insert(number, Arc::new(renewed));
+        let command = self.commands.get(&(service.clone(), wanted.number)).cloned();
+        self.commands.insert((service, number), command.unwrap_or_default());
         self.settle()
     }
 

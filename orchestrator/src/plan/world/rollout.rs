@@ -8,7 +8,7 @@ use super::{World, ms, service_name};
 use crate::model::record::Refusal;
 use crate::model::rollout::RolloutRecord;
 use crate::model::time::millis;
-use crate::model::{RevisionNumber, RevisionState, ServiceName, Why};
+use crate::model::{Phase, Replica, RevisionNumber, RevisionState, ServiceName, Why};
 use crate::plan::gates::{Measure, Measures};
 use crate::plan::{fleet, words};
 
@@ -131,17 +131,28 @@ impl World {
     pub(super) fn measure(&mut self) {
         let figures = |name: &ServiceName, revision: RevisionNumber| {
             let guest = self.guests.get(&(name.clone(), revision));
-            guest.map_or_else(Figures::default, |g| g.figures)
+            guest.map_or_else(Figures::default, |g| Figures {
+                errors: if g.fails { 1_000 } else { g.figures.errors },
+                ..g.figures
+            })
         };
         let mut measures = BTreeMap::new();
         for (name, stage) in &self.view.stages {
             let split = self.view.assigned.services.get(name).map(|a| &a.split);
             let stable = self.desired.services.get(name).and_then(|s| s.record.stable);
+            // Ejected ones get no request.
+            let is_out = |revision: RevisionNumber| {
+                let serves = |r: &&Replica| matches!(r.phase, Phase::Serving { .. });
+                let of_it = |r: &&Replica| r.service == *name && r.revision == revision;
+                let mut serving = self.view.replicas.iter().filter(of_it).filter(serves).peekable();
+                serving.peek().is_some() && serving.all(|r| r.ejected_until.is_some())
+            };
             let share = |revision: RevisionNumber| match split {
+                _ if is_out(revision) => 0,
                 Some(split) if !split.is_empty() => split.get(&revision).copied().unwrap_or(0),
                 _ => 500,
             };
-            let time = self.now.since(stage.since);
+            let time = self.quiet_from.unwrap_or(self.now).since(stage.since);
             let of = |revision| figures(name, revision).over(time, share(revision));
             measures.insert(
                 name.clone(),

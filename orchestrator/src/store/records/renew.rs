@@ -47,14 +47,10 @@ impl Records {
             });
             let mut secrets = wanted.secrets.clone();
             secrets.insert(secret.to_owned(), version);
+            let cause = format!("secret {secret} changed");
             txn.put_revision(&Revision {
-                number,
-                created_at: at,
-                cause: format!("secret {secret} changed"),
-                state: RevisionState::Pending,
                 secrets,
-                accepted: None,
-                ..(*wanted).clone()
+                ..wanted.again(number, cause, at)
             });
             if self.commit(txn).await? {
                 return Ok(Some(Deployed {

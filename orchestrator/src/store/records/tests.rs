@@ -3,19 +3,20 @@
 use narae_runtime::{Limits, Outbound};
 
 use super::*;
+use crate::model::Why;
 use crate::model::service::{Logs, Restart, Rollout, StartupProbe, Traffic, World};
 use crate::store::MemoryStore;
 
 const AT: Timestamp = Timestamp(1000);
 
-pub(super) fn block_on<T>(task: impl Future<Output = T>) -> T {
+pub(crate) fn block_on<T>(task: impl Future<Output = T>) -> T {
     tokio::runtime::Builder::new_current_thread()
         .build()
         .unwrap()
         .block_on(task)
 }
 
-pub(super) fn name() -> ServiceName {
+pub(crate) fn name() -> ServiceName {
     "hello".parse().unwrap()
 }
 
@@ -68,7 +69,7 @@ pub(super) fn records() -> Records {
     Records::new(Arc::new(MemoryStore::new()))
 }
 
-fn deploy(records: &Records, module: &str) -> Deployed {
+pub(crate) fn deploy(records: &Records, module: &str) -> Deployed {
     block_on(records.deploy(new(module), None, AT)).unwrap()
 }
 
@@ -83,7 +84,7 @@ pub(super) fn try_deploy(
     block_on(records.deploy(new, None, Timestamp(0)))
 }
 
-pub(super) fn deploy_with(records: &Records, module: &str, edit: impl FnOnce(&mut ServiceSpec)) {
+pub(crate) fn deploy_with(records: &Records, module: &str, edit: impl FnOnce(&mut ServiceSpec)) {
     try_deploy(records, module, edit).unwrap();
 }
 
@@ -159,7 +160,31 @@ fn a_deploy_with_another_precondition_changes_nothing() {
 
 fn refuse(records: &Records, number: u64, why: Why) -> ServiceRecord {
     let back = Some(RevisionNumber(1));
-    block_on(records.refuse(&name(), RevisionNumber(number), why, "no answer".to_owned(), back, AT)).unwrap()
+    block_on(records.refuse(&name(), RevisionNumber(number), why, "no answer".to_owned(), back, AT)).unwrap();
+    block_on(records.service(&name())).unwrap()
+}
+
+#[test]
+fn a_verdict_that_comes_late_changes_nothing() {
+    let records = records();
+    deploy(&records, "a");
+    let prove = |number| block_on(records.prove(&name(), RevisionNumber(number), AT)).unwrap();
+    assert!(prove(1));
+    assert!(!prove(1), "once is enough");
+    deploy(&records, "b");
+    deploy(&records, "c");
+    let before = records.store().status().revision;
+    assert!(!prove(2), "it was superseded");
+    refuse(&records, 1, Why::Died);
+    refuse(&records, 2, Why::Died);
+    assert_eq!(records.store().status().revision, before);
+    let second = block_on(records.revision(&name(), RevisionNumber(2))).unwrap();
+    assert_eq!(second.state, RevisionState::Superseded { at: AT });
+    assert_eq!(
+        block_on(records.service(&name())).unwrap().stable,
+        Some(RevisionNumber(1))
+    );
+    assert!(prove(3));
 }
 
 #[test]

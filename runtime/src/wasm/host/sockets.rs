@@ -1,6 +1,7 @@
 //! `wasi:sockets` for guests with `tcp://` grants: connections to exactly what is listed, and names looked up through our
-//! own layer. The sockets themselves are wasmtime-wasi's; what is replaced here are the functions that reach out: connect,
-//! the lookup of names, and the end of a socket, which gives its permit back. No listening, no binding, no UDP.
+//! own layer. The sockets themselves are wasmtime-wasi's; what is replaced here are the functions that cost something
+//! or reach out: making a socket, connect, the lookup of names, and the end of a socket, which gives back what it held. In
+//! 0.3 the streams of a socket outlive it: then what it held goes with the last of them. No listening, no binding, no UDP.
 //!
 //! A name is looked up by us, its addresses are checked and remembered for this instance, and a connection is checked
 //! against the address that it goes to: a name that leads elsewhere a moment later gains nothing.
@@ -10,32 +11,43 @@ use std::future::Future;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, OnceLock, PoisonError};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::time::{Instant, timeout_at};
-use wasmtime::StoreContextMut;
-use wasmtime::component::{Accessor, Linker, Resource, ResourceType};
+use wasmtime::component::{
+    Access, Accessor, FutureConsumer, FutureReader, Linker, Resource, ResourceType, Source, StreamReader,
+};
+use wasmtime::{AsContextMut as _, StoreContextMut};
 use wasmtime_wasi::p2;
 use wasmtime_wasi::p2::bindings::sockets::network::{self as net02, ErrorCode};
 use wasmtime_wasi::p2::bindings::sockets::tcp::HostTcpSocket as _;
+use wasmtime_wasi::p2::bindings::sockets::tcp_create_socket::Host as _;
 use wasmtime_wasi::p2::{DynPollable, Pollable};
 use wasmtime_wasi::p3::bindings::sockets::types::{self as net03, HostTcpSocketWithStore as _};
 use wasmtime_wasi::sockets::{SocketAddrUse, WasiSockets, WasiSocketsView as _};
 
+use super::filesystem::share_of_descriptors;
 use super::outbound::policy;
 use super::outside::Outside;
 use crate::guest::Outbound;
 use crate::wasm::store::StoreData;
 
 const TCP_02: &str = "wasi:sockets/tcp@0.2.12";
+const CREATE_02: &str = "wasi:sockets/tcp-create-socket@0.2.12";
 const LOOKUP_02: &str = "wasi:sockets/ip-name-lookup@0.2.12";
 const TYPES_03: &str = "wasi:sockets/types@0.3.0";
 const LOOKUP_03: &str = "wasi:sockets/ip-name-lookup@0.3.0";
 
 /// Addresses of names that one instance remembers; the oldest go first.
 const MAX_RESOLVED: usize = 64;
+/// Sockets that one instance may have, connected or not: as many as its replica may have connections, within these.
+const LEAST_SOCKETS: usize = 64;
+const MOST_SOCKETS: usize = 256;
+/// All guests together may have one of so many descriptors of this process for sockets.
+const SOCKET_SHARE: u64 = 8;
 
 /// What one replica may connect to, and how often at once.
 #[derive(Clone)]
@@ -110,8 +122,18 @@ enum NoAddress {
 pub struct TcpState {
     /// Where granted names led to.
     resolved: Arc<Mutex<Vec<SocketAddr>>>,
+    /// For one more socket; made with the first.
+    sockets: Option<Arc<Semaphore>>,
     /// By the socket's place in the resource table.
-    permits: HashMap<u32, OwnedSemaphorePermit>,
+    held: HashMap<u32, Arc<Held>>,
+}
+
+/// What a socket holds until it and its streams are gone.
+struct Held {
+    _instance: OwnedSemaphorePermit,
+    _process: OwnedSemaphorePermit,
+    /// From its first attempt on, also when that came to nothing.
+    connection: OnceLock<OwnedSemaphorePermit>,
 }
 
 type Checked = Pin<Box<dyn Future<Output = bool> + Send + Sync>>;
@@ -131,6 +153,27 @@ impl TcpState {
             };
             Box::pin(std::future::ready(allowed))
         }
+    }
+
+    /// Permission for one more socket, which is a descriptor from its first moment on.
+    fn place(&mut self, grants: &TcpGrants) -> Option<Arc<Held>> {
+        static PROCESS: LazyLock<Arc<Semaphore>> =
+            LazyLock::new(|| Arc::new(Semaphore::new(share_of_descriptors(SOCKET_SHARE))));
+        let most = usize::try_from(grants.0.policy.concurrent).unwrap_or(usize::MAX);
+        let mine = self
+            .sockets
+            .get_or_insert_with(|| Arc::new(Semaphore::new(most.clamp(LEAST_SOCKETS, MOST_SOCKETS))));
+        Some(Arc::new(Held {
+            _instance: Arc::clone(mine).try_acquire_owned().ok()?,
+            _process: Arc::clone(&PROCESS).try_acquire_owned().ok()?,
+            connection: OnceLock::new(),
+        }))
+    }
+
+    /// What a socket holds that has not tried to connect yet.
+    fn unconnected(&self, socket: u32) -> Option<Arc<Held>> {
+        let held = self.held.get(&socket)?;
+        held.connection.get().is_none().then(|| Arc::clone(held))
     }
 
     fn remember(&self, addresses: &[SocketAddr]) {
@@ -167,9 +210,16 @@ pub fn add_02(linker: &mut Linker<StoreData>) -> wasmtime::Result<()> {
     })?;
     tcp.resource("tcp-socket", ResourceType::host::<p2::TcpSocket>(), |mut store, rep| {
         let data = store.data_mut();
-        data.tcp.permits.remove(&rep);
-        p2::bindings::sockets::tcp::HostTcpSocket::drop(&mut data.sockets(), Resource::new_own(rep))
+        p2::bindings::sockets::tcp::HostTcpSocket::drop(&mut data.sockets(), Resource::new_own(rep))?;
+        data.tcp.held.remove(&rep);
+        Ok(())
     })?;
+    linker.instance(CREATE_02)?.func_wrap(
+        "create-tcp-socket",
+        |mut store: StoreContextMut<'_, StoreData>, (family,): (net02::IpAddressFamily,)| {
+            Ok((create_02(store.data_mut(), family)?,))
+        },
+    )?;
     let mut lookup = linker.instance(LOOKUP_02)?;
     lookup.func_wrap_async("resolve-addresses", |store, params| {
         Box::new(async move {
@@ -211,8 +261,27 @@ impl Pollable for Addresses {
     async fn ready(&mut self) {}
 }
 
-/// Connects before it returns: under our own deadline, and with a permit that the socket keeps. The guest's `finish-connect`
-/// finds the connection standing.
+fn create_02(
+    data: &mut StoreData,
+    family: net02::IpAddressFamily,
+) -> wasmtime::Result<Result<Resource<p2::TcpSocket>, ErrorCode>> {
+    let Some(grants) = data.parts.tcp.clone() else {
+        return Ok(Err(ErrorCode::AccessDenied));
+    };
+    let Some(held) = data.tcp.place(&grants) else {
+        return Ok(Err(ErrorCode::NewSocketLimit));
+    };
+    match data.sockets().create_tcp_socket(family) {
+        Ok(socket) => {
+            data.tcp.held.insert(socket.rep(), held);
+            Ok(Ok(socket))
+        }
+        Err(error) => Ok(Err(error.downcast()?)),
+    }
+}
+
+/// Connects before it returns: under our own deadline, and with a permit that the socket keeps, whatever comes of it. The
+/// guest's `finish-connect` finds the connection standing.
 async fn start_connect(
     mut store: StoreContextMut<'_, StoreData>,
     socket: Resource<p2::TcpSocket>,
@@ -227,11 +296,15 @@ async fn start_connect(
     if !policy::tcp_listed(&grants.0.policy, to) && !remembered(&data.tcp.resolved, to) {
         return Ok(Err(ErrorCode::AccessDenied));
     }
+    let rep = socket.rep();
+    let Some(held) = data.tcp.unconnected(rep) else {
+        return Ok(Err(ErrorCode::InvalidState));
+    };
     let deadline = Instant::now() + grants.timeout();
     let Some(permit) = permit(&grants, deadline).await else {
         return Ok(Err(ErrorCode::NewSocketLimit));
     };
-    let rep = socket.rep();
+    let _ = held.connection.set(permit);
     let started = data
         .sockets()
         .start_connect(Resource::new_borrow(rep), network, address);
@@ -242,7 +315,6 @@ async fn start_connect(
     if timeout_at(deadline, connecting.ready()).await.is_err() {
         return Ok(Err(ErrorCode::Timeout));
     }
-    data.tcp.permits.insert(rep, permit);
     Ok(Ok(()))
 }
 
@@ -285,25 +357,42 @@ fn addresses(found: &[SocketAddr]) -> Vec<IpAddr> {
     ips
 }
 
+type Socket03 = wasmtime_wasi::sockets::TcpSocket;
+
+/// How a stream of a connection ended.
+type End = Result<(), net03::ErrorCode>;
+type Ended = FutureReader<End>;
+
 /// Replaces what reaches out in 0.3. After `wasmtime_wasi::p3::add_to_linker`.
 pub fn add_03(linker: &mut Linker<StoreData>) -> wasmtime::Result<()> {
     linker.allow_shadowing(true);
     let mut types = linker.instance(TYPES_03)?;
     types.func_wrap_concurrent("[method]tcp-socket.connect", |accessor, params| {
         Box::pin(async move {
-            let (socket, address): (Resource<wasmtime_wasi::sockets::TcpSocket>, net03::IpSocketAddress) = params;
+            let (socket, address): (Resource<Socket03>, net03::IpSocketAddress) = params;
             Ok((connect_03(accessor, socket, address).await?,))
         })
     })?;
-    types.resource(
-        "tcp-socket",
-        ResourceType::host::<wasmtime_wasi::sockets::TcpSocket>(),
-        |mut store, rep| {
-            let data = store.data_mut();
-            data.tcp.permits.remove(&rep);
-            net03::HostTcpSocket::drop(&mut data.sockets(), Resource::new_own(rep))
+    types.resource("tcp-socket", ResourceType::host::<Socket03>(), |mut store, rep| {
+        let data = store.data_mut();
+        net03::HostTcpSocket::drop(&mut data.sockets(), Resource::new_own(rep))?;
+        data.tcp.held.remove(&rep);
+        Ok(())
+    })?;
+    types.func_wrap(
+        "[static]tcp-socket.create",
+        |mut store: StoreContextMut<'_, StoreData>, (family,): (net03::IpAddressFamily,)| {
+            Ok((create_03(store.data_mut(), family)?,))
         },
     )?;
+    types.func_wrap("[method]tcp-socket.send", |store, params| {
+        let (socket, data): (Resource<Socket03>, StreamReader<u8>) = params;
+        Ok((send_03(store, socket, data)?,))
+    })?;
+    types.func_wrap("[method]tcp-socket.receive", |store, params| {
+        let (socket,): (Resource<Socket03>,) = params;
+        Ok((receive_03(store, socket)?,))
+    })?;
     let mut lookup = linker.instance(LOOKUP_03)?;
     lookup.func_wrap_concurrent("resolve-addresses", |accessor, params| {
         Box::pin(async move {
@@ -315,9 +404,82 @@ pub fn add_03(linker: &mut Linker<StoreData>) -> wasmtime::Result<()> {
     Ok(())
 }
 
+fn create_03(
+    data: &mut StoreData,
+    family: net03::IpAddressFamily,
+) -> wasmtime::Result<Result<Resource<Socket03>, net03::ErrorCode>> {
+    let Some(grants) = data.parts.tcp.clone() else {
+        return Ok(Err(net03::ErrorCode::AccessDenied));
+    };
+    let Some(held) = data.tcp.place(&grants) else {
+        return Ok(Err(net03::ErrorCode::Other(Some("too many sockets".into()))));
+    };
+    match net03::HostTcpSocket::create(&mut data.sockets(), family) {
+        Ok(socket) => {
+            data.tcp.held.insert(socket.rep(), held);
+            Ok(Ok(socket))
+        }
+        Err(error) => Ok(Err(error.downcast()?)),
+    }
+}
+
+fn send_03(
+    mut store: StoreContextMut<'_, StoreData>,
+    socket: Resource<Socket03>,
+    data: StreamReader<u8>,
+) -> wasmtime::Result<Ended> {
+    let held = store.data().tcp.held.get(&socket.rep()).cloned();
+    let sockets = Access::<_, WasiSockets>::new(store.as_context_mut(), StoreData::sockets);
+    let ended = WasiSockets::send(sockets, socket, data)?;
+    keep_until(store, ended, held)
+}
+
+fn receive_03(
+    mut store: StoreContextMut<'_, StoreData>,
+    socket: Resource<Socket03>,
+) -> wasmtime::Result<(StreamReader<u8>, Ended)> {
+    let held = store.data().tcp.held.get(&socket.rep()).cloned();
+    let sockets = Access::<_, WasiSockets>::new(store.as_context_mut(), StoreData::sockets);
+    let (stream, ended) = WasiSockets::receive(sockets, socket)?;
+    Ok((stream, keep_until(store, ended, held)?))
+}
+
+/// Keeps what the socket holds until its stream says how it ended, and passes that on. A stream that is dropped says so too.
+fn keep_until(
+    mut store: StoreContextMut<'_, StoreData>,
+    ended: Ended,
+    held: Option<Arc<Held>>,
+) -> wasmtime::Result<Ended> {
+    let (tell, told) = oneshot::channel();
+    ended.pipe(&mut store, Keep(Some((tell, held))))?;
+    FutureReader::new(store, async move { wasmtime::error::Ok(told.await.unwrap_or(Ok(()))) })
+}
+
+struct Keep(Option<(oneshot::Sender<End>, Option<Arc<Held>>)>);
+
+impl FutureConsumer<StoreData> for Keep {
+    type Item = End;
+
+    fn poll_consume(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+        store: StoreContextMut<'_, StoreData>,
+        mut source: Source<'_, Self::Item>,
+        _: bool,
+    ) -> Poll<wasmtime::Result<()>> {
+        let mut end = None;
+        source.read(store, &mut end)?;
+        if let (Some((tell, held)), Some(end)) = (self.0.take(), end) {
+            drop(held);
+            let _ = tell.send(end);
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
 async fn connect_03(
     accessor: &Accessor<StoreData>,
-    socket: Resource<wasmtime_wasi::sockets::TcpSocket>,
+    socket: Resource<Socket03>,
     address: net03::IpSocketAddress,
 ) -> wasmtime::Result<Result<(), net03::ErrorCode>> {
     let rep = socket.rep();
@@ -326,21 +488,22 @@ async fn connect_03(
         let data = access.get();
         let grants = data.parts.tcp.clone()?;
         let allowed = policy::tcp_listed(&grants.0.policy, to) || remembered(&data.tcp.resolved, to);
-        allowed.then_some(grants)
+        allowed.then(|| (grants, data.tcp.unconnected(rep)))
     });
-    let Some(grants) = granted else {
+    let Some((grants, held)) = granted else {
         return Ok(Err(net03::ErrorCode::AccessDenied));
+    };
+    let Some(held) = held else {
+        return Ok(Err(net03::ErrorCode::InvalidState));
     };
     let deadline = Instant::now() + grants.timeout();
     let Some(permit) = permit(&grants, deadline).await else {
         return Ok(Err(net03::ErrorCode::Other(Some("too many connections".into()))));
     };
+    let _ = held.connection.set(permit);
     let sockets = accessor.with_getter::<WasiSockets>(StoreData::sockets);
     match timeout_at(deadline, WasiSockets::connect(&sockets, socket, address)).await {
-        Ok(Ok(())) => {
-            accessor.with(|mut access| access.get().tcp.permits.insert(rep, permit));
-            Ok(Ok(()))
-        }
+        Ok(Ok(())) => Ok(Ok(())),
         Ok(Err(error)) => Ok(Err(error.downcast()?)),
         Err(_) => Ok(Err(net03::ErrorCode::Timeout)),
     }
@@ -396,10 +559,14 @@ mod tests {
         wasmtime_wasi::p3::add_to_linker(&mut linker).unwrap();
         for (instance, name) in [
             (TCP_02, "[method]tcp-socket.start-connect"),
+            (CREATE_02, "create-tcp-socket"),
             (LOOKUP_02, "resolve-addresses"),
             (LOOKUP_02, "[method]resolve-address-stream.resolve-next-address"),
             (LOOKUP_02, "[method]resolve-address-stream.subscribe"),
+            (TYPES_03, "[static]tcp-socket.create"),
             (TYPES_03, "[method]tcp-socket.connect"),
+            (TYPES_03, "[method]tcp-socket.send"),
+            (TYPES_03, "[method]tcp-socket.receive"),
             (LOOKUP_03, "resolve-addresses"),
         ] {
             let twice = linker.instance(instance).unwrap().func_wrap(name, |_, (): ()| Ok(()));
@@ -444,5 +611,123 @@ mod tests {
             state.remember(&[SocketAddr::new("93.184.216.35".parse().unwrap(), n)]);
         }
         assert!(!connect("93.184.216.34:6379").await, "the oldest is forgotten");
+    }
+
+    struct Silent;
+
+    impl crate::guest::LogSink for Silent {
+        fn line(&self, _: crate::guest::Stream, _: &[u8]) {}
+    }
+
+    fn store(tcp: Option<TcpGrants>) -> wasmtime::Store<StoreData> {
+        let engine = wasmtime::Engine::new(&crate::engine::base_config(EngineKind::V03)).unwrap();
+        let parts = crate::wasm::store::Parts {
+            label: "test".into(),
+            grants: crate::guest::Grants::default(),
+            config: std::iter::empty::<(String, String)>().collect(),
+            key_values: crate::wasm::host::keyvalue::KeyValueCtx::new(std::collections::BTreeMap::new()),
+            mounts: Vec::new(),
+            tcp,
+            logs: Arc::new(Silent),
+            hooks: None,
+            memory_bytes: 1 << 20,
+            budget: crate::budget::Budget::new(1 << 30),
+            outside: super::super::outside::real(),
+            held: Arc::default(),
+            cpu_ns: Arc::default(),
+        };
+        crate::wasm::store::make(&engine, &Arc::new(parts), None)
+    }
+
+    #[tokio::test]
+    async fn sockets_are_counted_from_their_first_moment_on_and_none_is_made_without_a_grant() {
+        let mut none = store(None);
+        let refused = create_02(none.data_mut(), net02::IpAddressFamily::Ipv4).unwrap();
+        assert_eq!(refused.unwrap_err(), ErrorCode::AccessDenied);
+        let refused = create_03(none.data_mut(), net03::IpAddressFamily::Ipv4).unwrap();
+        assert!(matches!(refused, Err(net03::ErrorCode::AccessDenied)));
+
+        let mut some = store(Some(granted(&[("127.0.0.1", 1)], false)));
+        let data = some.data_mut();
+        let mut made: Vec<_> = (0..LEAST_SOCKETS)
+            .map(|_| create_02(data, net02::IpAddressFamily::Ipv4).unwrap().unwrap())
+            .collect();
+        let refused = create_02(data, net02::IpAddressFamily::Ipv4).unwrap();
+        assert_eq!(refused.unwrap_err(), ErrorCode::NewSocketLimit);
+        assert!(create_03(data, net03::IpAddressFamily::Ipv4).unwrap().is_err());
+        data.tcp.held.remove(&made.pop().unwrap().rep());
+        create_03(data, net03::IpAddressFamily::Ipv4).unwrap().unwrap();
+    }
+
+    #[tokio::test]
+    async fn in_02_an_attempt_that_ran_out_of_time_keeps_its_permit_as_long_as_its_socket() {
+        use wasmtime_wasi::p2::bindings::sockets::instance_network::Host as _;
+        use wasmtime_wasi::p2::bindings::sockets::tcp::HostTcpSocket;
+
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let to = listener.local_addr().unwrap();
+        // Full after one: the next one waits.
+        rustix::net::listen(&listener, 0).unwrap();
+        let _first = std::net::TcpStream::connect(to).unwrap();
+        let mut policy = granted(&[("127.0.0.1", to.port())], false).0.policy.clone();
+        policy.timeout = Duration::from_millis(100);
+        let grants = TcpGrants::of(&policy, &super::super::outside::real()).unwrap();
+        let permits = Arc::clone(&grants.0.connections);
+        let all = permits.available_permits();
+        let mut store = store(Some(grants));
+        let data = store.data_mut();
+        let rep = create_02(data, net02::IpAddressFamily::Ipv4).unwrap().unwrap().rep();
+        let network = data.sockets().instance_network().unwrap().rep();
+        for why in [ErrorCode::Timeout, ErrorCode::InvalidState] {
+            let (socket, network) = (Resource::new_borrow(rep), Resource::new_borrow(network));
+            let started = start_connect(store.as_context_mut(), socket, network, to.into()).await;
+            assert_eq!(started.unwrap().unwrap_err(), why);
+            assert_eq!(permits.available_permits(), all - 1);
+        }
+        let data = store.data_mut();
+        HostTcpSocket::drop(&mut data.sockets(), Resource::new_own(rep)).unwrap();
+        data.tcp.held.remove(&rep);
+        assert_eq!(permits.available_permits(), all);
+    }
+
+    #[tokio::test]
+    async fn in_03_a_permit_is_held_until_the_last_stream_is_gone() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let to = listener.local_addr().unwrap();
+        let grants = granted(&[("127.0.0.1", to.port())], false);
+        let permits = Arc::clone(&grants.0.connections);
+        let all = permits.available_permits();
+        let mut store = store(Some(grants));
+        let done = store.run_concurrent(async |accessor: &Accessor<StoreData>| {
+            let family = net03::IpAddressFamily::Ipv4;
+            let rep = accessor.with(|mut a| create_03(a.get(), family).unwrap().unwrap().rep());
+            let connected = connect_03(accessor, Resource::new_borrow(rep), to.into())
+                .await
+                .unwrap();
+            assert!(connected.is_ok(), "{connected:?}");
+            let again = connect_03(accessor, Resource::new_borrow(rep), to.into())
+                .await
+                .unwrap();
+            assert!(matches!(again, Err(net03::ErrorCode::InvalidState)));
+            let (mut stream, mut ended) = accessor.with(|mut a| {
+                let got = receive_03(a.as_context_mut(), Resource::new_borrow(rep)).unwrap();
+                let data = a.get();
+                net03::HostTcpSocket::drop(&mut data.sockets(), Resource::new_own(rep)).unwrap();
+                data.tcp.held.remove(&rep);
+                got
+            });
+            assert_eq!(permits.available_permits(), all - 1, "the stream still holds it");
+            accessor.with(|mut a| {
+                stream.close(a.as_context_mut()).unwrap();
+                ended.close(a.as_context_mut()).unwrap();
+            });
+            let back = async {
+                while permits.available_permits() < all {
+                    tokio::task::yield_now().await;
+                }
+            };
+            tokio::time::timeout(Duration::from_secs(10), back).await.is_ok()
+        });
+        assert!(done.await.unwrap());
     }
 }

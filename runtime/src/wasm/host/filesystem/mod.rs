@@ -158,7 +158,8 @@ impl FilesView<'_> {
 
     /// To have one more file or directory open.
     fn may_open(&mut self) -> FsResult<Permits> {
-        static PROCESS: LazyLock<Arc<Semaphore>> = LazyLock::new(|| Arc::new(Semaphore::new(process_share())));
+        static PROCESS: LazyLock<Arc<Semaphore>> =
+            LazyLock::new(|| Arc::new(Semaphore::new(share_of_descriptors(OPEN_SHARE))));
         let instance = Arc::clone(self.semaphore()).try_acquire_owned();
         let process = Arc::clone(&PROCESS).try_acquire_owned();
         match (instance, process) {
@@ -181,9 +182,10 @@ impl FilesView<'_> {
     }
 }
 
-fn process_share() -> usize {
+/// One of `parts` equal parts of the descriptors that this process may have, as permits.
+pub(super) fn share_of_descriptors(parts: u64) -> usize {
     let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
-    usize::try_from(limit.unwrap_or(u64::MAX) / OPEN_SHARE)
+    usize::try_from(limit.unwrap_or(u64::MAX) / parts)
         .unwrap_or(usize::MAX)
         .clamp(64, Semaphore::MAX_PERMITS)
 }
